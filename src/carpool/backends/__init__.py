@@ -1,0 +1,1 @@
+"""Where a batch is run: in this process, in a worker process, or at an inference server."""

@@ -1,0 +1,39 @@
+"""A batch: the items that leave together, and whose they are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from carpool.core.request import Request
+
+
+class Part(NamedTuple):
+    """The span `start:stop` of a request's items that travels in one batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+
+class Batch:
+    """Items of one or many requests on their way to the backend, in the order of `parts`."""
+
+    __slots__ = ("items", "number", "parts", "reason", "taken_at")
+
+    def __init__(self, number: int, parts: list[Part], taken_at: float, reason: str) -> None:
+        self.number = number
+        self.parts = parts
+        self.taken_at = taken_at
+        self.reason = reason  # why it left now, in words for the log and a label for the metrics
+        self.items: list[Any] = [item for request, start, stop in parts for item in request.items[start:stop]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.number}: {len(self)} items of {len(self.parts)} requests, {self.reason}>"
+
+    @property
+    def longest_wait(self) -> float:
+        """How long its oldest request had waited when it left, in seconds."""
+        return self.taken_at - min(part.request.arrived for part in self.parts)

@@ -1,0 +1,112 @@
+"""Every error that carpool raises. The type says whose fault it is, `status` says so in HTTP.
+
+    CarpoolError
+    ├── ConfigError            the operator's: a setting is unknown, of the wrong type or out of range
+    │   ├── ModelError         a model's files are missing or are not what they should be
+    │   └── MissingExtra       an optional dependency is not installed
+    ├── CallerError            the caller's: retrying the same request will not help
+    │   ├── BadInput     400   the body is not what the route takes
+    │   ├── NotFound     404   no such route
+    │   ├── WrongMethod  405   the route exists, the method does not
+    │   ├── TooLarge     413   the body is over the limit
+    │   └── WrongType    415   the content type is not one the route reads
+    ├── TimedOut         408   the request waited in the queue for longer than it may
+    ├── Overloaded       429   the queue is full; `retry_after` says when to come back
+    ├── BackendError     502   the model or the upstream failed on the batch
+    └── Unavailable      503   nothing can serve now: starting, shutting down, no replica
+
+It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
+"""
+
+from __future__ import annotations
+
+
+class CarpoolError(Exception):
+    """The root of the tree. `message` is for the caller, `detail` says what is allowed or what to do."""
+
+    status = 500
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message, detail)
+        self.message = message
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.detail}" if self.detail else self.message
+
+
+class ConfigError(CarpoolError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class ModelError(ConfigError):
+    """A model's files are missing, damaged or not what they should be."""
+
+
+class MissingExtra(ConfigError, ImportError):
+    """An optional dependency is not installed; the message names the line that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed", f"pip install 'carpool[{extra}]'")
+
+
+class CallerError(CarpoolError):
+    """The request is wrong; sending it again will not help."""
+
+    status = 400
+
+
+class BadInput(CallerError):
+    """The body is not what the route takes."""
+
+
+class NotFound(CallerError):
+    """No such route."""
+
+    status = 404
+
+
+class WrongMethod(CallerError):
+    """The route exists, but not for this method."""
+
+    status = 405
+
+
+class TooLarge(CallerError):
+    """The body is over the limit of its route."""
+
+    status = 413
+
+
+class WrongType(CallerError):
+    """The content type is not one that the route reads."""
+
+    status = 415
+
+
+class TimedOut(CarpoolError):
+    """The request waited in the queue for longer than it may; it was not run."""
+
+    status = 408
+
+
+class Overloaded(CarpoolError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    status = 429
+
+    def __init__(self, message: str, detail: str = "", retry_after: int = 1) -> None:
+        super().__init__(message, detail)
+        self.retry_after = retry_after
+
+
+class BackendError(CarpoolError):
+    """The model or the upstream failed on the batch; `__cause__` is what it raised, where it raised here."""
+
+    status = 502
+
+
+class Unavailable(CarpoolError):
+    """Nothing can serve now: the server is starting or shutting down, or has no replica."""
+
+    status = 503

@@ -1,0 +1,63 @@
+"""The facts that a batcher reports, and who may listen.
+
+Facts are frozen and come per batch, not per request. They carry counts, names and seconds, never a payload.
+A listener cannot change what happens: what it returns is ignored and what it raises is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLeft:
+    """A batch has gone to the backend. `waited` is the wait of its oldest request, in seconds."""
+
+    model: str
+    number: int
+    items: int
+    requests: int
+    reason: str
+    waited: float
+    left_waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnded:
+    """The backend has answered, or failed with `error`. `seconds` is how long it took."""
+
+    model: str
+    number: int
+    items: int
+    seconds: float
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsEnded:
+    """Requests have ended: the `latencies` of the answered, in seconds, and the errors of the rest."""
+
+    model: str
+    latencies: Sequence[float]
+    errors: Sequence[BaseException]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A request was not admitted."""
+
+    model: str
+    error: BaseException
+
+
+Fact = BatchLeft | BatchEnded | RequestsEnded | RequestRefused
+
+
+class Observer(Protocol):
+    """Listens to a batcher: `match fact: case BatchLeft(): ...`."""
+
+    def observe(self, fact: Fact) -> None:
+        """Hear one fact. It is called on the event loop, so it must be quick."""
+        ...

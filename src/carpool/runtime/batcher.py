@@ -1,0 +1,258 @@
+"""The asyncio driver: it owns the callbacks, one timer and a task per batch, and decides nothing.
+
+Once per turn of the event loop it asks the scheduler what leaves, so requests that arrive in the same turn
+are seen together. All calls come from the loop's own thread; `blocking.py` is the way in for other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+from carpool.backends.base import Backend
+from carpool.backends.callable import BatchFunction, CallableBackend
+from carpool.core.admission import Limits
+from carpool.core.batch import Batch
+from carpool.core.policy import BatchPolicy
+from carpool.core.request import Request
+from carpool.core.scheduler import Scheduler, SchedulerStatistics
+from carpool.errors import BackendError, CarpoolError, Unavailable
+from carpool.observe.observer import BatchEnded, BatchLeft, Fact, Observer, RequestRefused, RequestsEnded
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+logger = logging.getLogger(__name__)
+
+
+class Batcher(Generic[In, Out]):
+    """Lets items that arrive alone travel together.
+
+    `backend` is a `Backend`, or a function, async or not, from a list of inputs to as many results. Use it
+    as `async with Batcher(function) as batcher: await batcher.submit(item)`. Everything that was admitted
+    is answered before the `async with` ends.
+    """
+
+    def __init__(
+        self,
+        backend: Backend[In, Out] | BatchFunction[In, Out],
+        policy: BatchPolicy | None = None,
+        limits: Limits | None = None,
+        *,
+        name: str = "default",
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.name = name
+        self.policy = policy or BatchPolicy()
+        self.limits = limits or Limits()
+        self._backend: Backend[In, Out] = _as_backend(backend, self.limits.max_in_flight)
+        self._scheduler = Scheduler(self.policy, self.limits)
+        self._observers = observers
+        self._kick_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._open_requests = 0
+        self._idle: asyncio.Future[None] | None = None  # exists while `close` waits for the last answer
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self.name!r}: {self._scheduler!r}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Get the backend ready. A batcher of a plain function needs no start."""
+        await self._backend.start()
+
+    async def submit(self, item: In) -> Out:
+        """One item in, its result out; it travels with whoever else is waiting.
+
+        Raises the item's own error if the backend gave one, `BackendError` if its batch failed,
+        `Overloaded` if the queue is full, `TimedOut` if it waited too long, `Unavailable` when closing.
+        """
+        return cast("Out", (await self._submit([item]))[0])
+
+    async def map(self, items: Iterable[In]) -> list[Out]:
+        """Many items in, their results out, in the same order; the first error ends it."""
+        items = list(items)
+        return await self._submit(items) if items else []
+
+    def enqueue(self, request: Request) -> None:
+        """Admit a request; its `deliver` is called when it has ended. `submit` without a task or a future."""
+        if self._closing:
+            raise Unavailable("shutting down", "no new requests are taken; use another server")
+        loop = asyncio.get_running_loop()
+        try:
+            self._scheduler.submit(loop.time(), request)
+        except CarpoolError as refusal:
+            self._tell(RequestRefused(self.name, refusal))
+            raise
+        self._open_requests += 1
+        if not self._kick_is_due:
+            self._kick_is_due = True
+            loop.call_soon(self._kick)
+
+    def cancel(self, request: Request) -> None:
+        """Give up on a request: it leaves the queue at once and will not be delivered."""
+        if not request.ended:
+            self._scheduler.cancel(request)
+            self._close_requests(1)
+
+    async def close(self) -> None:
+        """Take nothing new, wait until everything admitted has been answered, release the backend."""
+        self._closing = True
+        if self._open_requests:
+            self._idle = self._idle or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._backend.close()
+
+    def statistics(self) -> SchedulerStatistics:
+        """A snapshot of the queue and the slots."""
+        return self._scheduler.statistics()
+
+    async def _submit(self, items: list[Any]) -> list[Any]:
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def deliver(request: Request) -> None:
+            if future.done():  # cancelled in this very turn of the loop
+                return
+            if request.error is not None:
+                future.set_exception(_one_callers_own(request.error))
+            else:
+                future.set_result(request.results)
+
+        request = Request(items, deliver)
+        self.enqueue(request)
+        try:
+            return await future
+        finally:
+            self.cancel(request)  # does nothing unless the caller was cancelled
+
+    def _kick(self, now: float | None = None) -> None:
+        """Send what may leave, hand out what has ended, set the timer for what may leave later."""
+        self._kick_is_due = False
+        loop = asyncio.get_running_loop()
+        now = loop.time() if now is None else now
+        while (batch := self._scheduler.take_batch(now)) is not None:
+            task = loop.create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            self._tell(
+                BatchLeft(
+                    model=self.name,
+                    number=batch.number,
+                    items=len(batch),
+                    requests=len(batch.parts),
+                    reason=batch.reason,
+                    waited=batch.longest_wait,
+                    left_waiting=self._scheduler.statistics().waiting,
+                )
+            )
+        self._deliver(now)
+        self._set_timer(loop)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be woken in time. A timer that is early enough stays: a spare kick is cheaper than a new timer."""
+        wakeup = self._scheduler.next_wakeup()
+        if wakeup is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= wakeup and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(wakeup, self._wake, wakeup)
+
+    def _wake(self, due: float) -> None:
+        """The timer has rung. Loops round timers to a millisecond: early by less than that counts as due."""
+        self._timer = None
+        self._kick(max(due, asyncio.get_running_loop().time()))
+
+    async def _run(self, batch: Batch) -> None:
+        clock = asyncio.get_running_loop().time
+        left_at = clock()
+        outcome: Sequence[Out] | BaseException = Unavailable("shutting down", "the batch was interrupted")
+        try:
+            outcome = await self._outcome(batch)
+        finally:  # whatever happens, cancellation included, its callers get an answer
+            now = clock()
+            self._scheduler.complete(now, batch, outcome)
+            error = outcome if isinstance(outcome, BaseException) else None
+            self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error))
+            self._deliver(now)
+        self._kick(now)
+
+    async def _outcome(self, batch: Batch) -> Sequence[Out] | BaseException:
+        deadline = asyncio.timeout(self.limits.batch_timeout)
+        try:
+            async with deadline:
+                return await self._backend.run(batch.items)
+        except CarpoolError as error:
+            return error
+        except Exception as error:
+            if deadline.expired():
+                return BackendError(
+                    "the backend did not answer in time",
+                    f"a batch may take {self.limits.batch_timeout} s",
+                )
+            failure = BackendError(f"the model raised {type(error).__name__}", "its whole batch failed")
+            failure.__cause__ = error
+            return failure
+
+    def _deliver(self, now: float) -> None:
+        """Hand the requests that have ended to whoever waits for them."""
+        ended = self._scheduler.collect_ended()
+        if not ended:
+            return
+        latencies = [now - request.arrived for request in ended if request.error is None]
+        errors = [request.error for request in ended if request.error is not None]
+        self._tell(RequestsEnded(self.name, latencies, errors))
+        for request in ended:
+            if request.deliver is not None:
+                try:
+                    request.deliver(request)
+                except Exception:
+                    logger.exception("a request could not be delivered")
+        self._close_requests(len(ended))
+
+    def _close_requests(self, count: int) -> None:
+        self._open_requests -= count
+        if self._idle is not None and not self._open_requests and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _tell(self, fact: Fact) -> None:
+        """Tell every observer a fact; one that raises is logged and changes nothing."""
+        for observer in self._observers:
+            try:
+                observer.observe(fact)
+            except Exception:
+                logger.exception("an observer failed on %s", type(fact).__name__)
+
+
+def _as_backend(backend: Backend[In, Out] | BatchFunction[In, Out], concurrency: int) -> Backend[In, Out]:
+    if callable(backend):
+        return CallableBackend(backend, concurrency)
+    return backend
+
+
+def _one_callers_own(error: BaseException) -> BaseException:
+    """An exception that only this caller raises: raising one object in many tasks mixes their tracebacks."""
+    if isinstance(error, StopIteration):  # which a future refuses to carry
+        error = BackendError("the model raised StopIteration")
+    if not isinstance(error, CarpoolError):
+        return error
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own

@@ -1,0 +1,299 @@
+"""The asyncio driver in virtual time: waits are exact and take none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from carpool import BackendError, Batcher, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
+from carpool.core.request import Request
+from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
+from carpool.testing import FakeBackend, run
+
+
+def test_requests_of_one_turn_of_the_loop_travel_together() -> None:
+    """Simultaneous arrivals coalesce without any wait."""
+    backend = FakeBackend()
+
+    async def main() -> None:
+        async with Batcher(backend) as batcher:
+            assert await asyncio.gather(*(batcher.submit(item) for item in "abc")) == ["a", "b", "c"]
+        assert asyncio.get_running_loop().time() == 0.0
+
+    run(main())
+    assert backend.batches == [["a", "b", "c"]]
+
+
+def test_the_timeout_policy_waits_exactly_as_long_as_it_may() -> None:
+    """The timer is set for the oldest request and not moved by later ones."""
+    backend = FakeBackend()
+
+    async def main() -> None:
+        async with Batcher(backend, BatchPolicy("timeout", 8, 0.1)) as batcher:
+            first = asyncio.create_task(batcher.submit("a"))
+            await asyncio.sleep(0.06)
+            assert await batcher.submit("b") == "b"
+            assert await first == "a"
+
+    run(main())
+    assert backend.batches == [["a", "b"]]
+    assert backend.left_at == [pytest.approx(0.1)]
+
+
+def test_what_arrives_while_a_batch_runs_leaves_when_it_is_back() -> None:
+    """Natural batching: the slot is the timer."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        async with Batcher(backend) as batcher:
+            tasks = [asyncio.create_task(batcher.submit(0))]
+            for item in range(1, 5):
+                await asyncio.sleep(0.2)
+                tasks.append(asyncio.create_task(batcher.submit(item)))
+            assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
+
+    run(main())
+    assert backend.batches == [[0], [1, 2, 3, 4]]
+    assert backend.left_at == [0.0, 1.0]
+
+
+def test_map_returns_results_in_order_across_batches() -> None:
+    """A list longer than a batch is split and comes back whole."""
+    backend = FakeBackend(seconds=0.1)
+
+    async def main() -> list[int]:
+        async with Batcher(backend, BatchPolicy(max_batch_size=4), Limits(max_in_flight=2)) as batcher:
+            assert await batcher.map([]) == []
+            return await batcher.map(range(10))
+
+    assert run(main()) == list(range(10))
+    assert [len(batch) for batch in backend.batches] == [4, 4, 2]
+
+
+def test_a_failing_batch_gives_each_caller_an_error_of_its_own() -> None:
+    """Every caller gets BackendError with the cause, and no two raise the same object."""
+    backend = FakeBackend()
+    cause = RuntimeError("out of luck")
+    backend.outcomes = [cause]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            errors = await asyncio.gather(*(batcher.submit(item) for item in "ab"), return_exceptions=True)
+            assert await batcher.submit("c") == "c"
+            return errors
+
+    errors = run(main())
+    assert [type(error) for error in errors] == [BackendError, BackendError]
+    assert errors[0] is not errors[1]
+    assert [error.__cause__ for error in errors] == [cause, cause]
+    assert str(errors[0]) == "the model raised RuntimeError: its whole batch failed"
+
+
+@pytest.mark.parametrize("outcome", [["A"], ["A", "B", "C"], []])
+def test_a_wrong_count_gives_every_caller_an_error(outcome: list[str]) -> None:
+    """Never someone else's answer."""
+    backend = FakeBackend()
+    backend.outcomes = [outcome]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*(batcher.submit(item) for item in "ab"), return_exceptions=True)
+
+    assert all(isinstance(error, BackendError) for error in run(main()))
+
+
+def test_an_items_own_error_is_raised_to_its_caller_alone() -> None:
+    """The backend put an exception in one place; even a StopIteration, which futures refuse."""
+    backend = FakeBackend()
+    backend.outcomes = [["A", KeyError("b"), StopIteration()]]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*(batcher.submit(item) for item in "abc"), return_exceptions=True)
+
+    good, missing, stopped = run(main())
+    assert good == "A"
+    assert isinstance(missing, KeyError)
+    assert isinstance(stopped, BackendError)
+
+
+def test_a_cancelled_caller_is_not_run_and_its_companions_are() -> None:
+    """Cancelling while queued takes the item out of the queue."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        async with Batcher(backend) as batcher:
+            running, leaving = (asyncio.create_task(batcher.submit(item)) for item in "ab")
+            await asyncio.sleep(0.5)
+            queued, kept = (asyncio.create_task(batcher.submit(item)) for item in "cd")
+            await asyncio.sleep(0)
+            leaving.cancel()
+            queued.cancel()
+            assert await asyncio.gather(running, kept) == ["a", "d"]
+            assert batcher.statistics().waiting == 0
+
+    run(main())
+    assert backend.batches == [["a", "b"], ["d"]]
+
+
+def test_a_batch_that_takes_too_long_fails_and_frees_its_slot() -> None:
+    """The backend is cancelled and the next batch runs."""
+    backend = FakeBackend(seconds=10.0)
+
+    async def main() -> None:
+        async with Batcher(backend, limits=Limits(batch_timeout=2.0)) as batcher:
+            with pytest.raises(BackendError, match="did not answer in time"):
+                await batcher.submit("a")
+            assert asyncio.get_running_loop().time() == pytest.approx(2.0)
+            backend.seconds = 1.0
+            assert await batcher.submit("b") == "b"
+
+    run(main())
+
+
+def test_a_backends_own_timeout_is_not_taken_for_ours() -> None:
+    """TimeoutError is what many clients raise."""
+    backend = FakeBackend()
+    backend.outcomes = [TimeoutError()]
+
+    async def main() -> None:
+        async with Batcher(backend, limits=Limits(batch_timeout=2.0)) as batcher:
+            with pytest.raises(BackendError, match="the model raised TimeoutError"):
+                await batcher.submit("a")
+
+    run(main())
+
+
+def test_a_request_that_waits_too_long_times_out_while_the_slot_is_busy() -> None:
+    """Nobody has to wait for the batch in front to learn it."""
+    backend = FakeBackend(seconds=10.0)
+
+    async def main() -> None:
+        async with Batcher(backend, limits=Limits(queue_timeout=1.5)) as batcher:
+            first = asyncio.create_task(batcher.submit("a"))
+            await asyncio.sleep(1.0)
+            with pytest.raises(TimedOut, match="1500 ms"):
+                await batcher.submit("b")
+            assert asyncio.get_running_loop().time() == pytest.approx(2.5)
+            assert await first == "a"
+
+    run(main())
+    assert backend.batches == [["a"]]
+
+
+def test_a_full_queue_refuses() -> None:
+    """What is over the bound is refused at arrival and the rest is answered."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> list[Any]:
+        async with Batcher(backend, BatchPolicy(max_batch_size=1), Limits(max_queue_size=2)) as batcher:
+            return await asyncio.gather(*(batcher.submit(item) for item in "abc"), return_exceptions=True)
+
+    answers = run(main())
+    assert answers[:2] == ["a", "b"]
+    assert isinstance(answers[2], Overloaded)
+
+
+def test_close_answers_everything_admitted_and_takes_nothing_new() -> None:
+    """Nothing admitted is lost at shutdown."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(backend, BatchPolicy(max_batch_size=1))
+        await batcher.start()
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.5)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await batcher.submit("d")
+        await closing
+        assert backend.closed
+        assert await asyncio.gather(*tasks) == ["a", "b", "c"]
+        await batcher.close()
+
+    run(main())
+
+
+def test_interrupting_the_loop_answers_who_waits() -> None:
+    """A batch whose task is cancelled still ends its requests."""
+    backend = FakeBackend(seconds=5.0)
+    delivered: list[Request] = []
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(backend)
+        batcher.enqueue(Request(["a"], delivered.append))
+        await asyncio.sleep(1.0)  # `run` cancels what is left when this returns
+
+    run(main())
+    assert [type(request.error) for request in delivered] == [Unavailable]
+
+
+def test_a_caller_cancelled_in_the_turn_of_its_answer_disturbs_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Cancellation and answer may cross; companions are still delivered."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        async with Batcher(backend) as batcher:
+            gone, kept = (asyncio.create_task(batcher.submit(item)) for item in "ab")
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(0)
+            loop.call_at(1.0, gone.cancel)
+            assert await kept == "b"
+
+    run(main())
+    assert not caplog.records
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+
+    def observe(self, fact: Fact) -> None:
+        self.facts.append(fact)
+
+
+class Raiser:
+    def observe(self, fact: Fact) -> None:
+        raise RuntimeError(f"no {type(fact).__name__}")
+
+
+def test_observers_hear_facts_and_one_that_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The failing observer is logged, the other hears everything, the callers notice nothing."""
+    recorder = Recorder()
+    backend = FakeBackend(seconds=0.5)
+
+    async def main() -> None:
+        observers: Sequence[Any] = [Raiser(), recorder]
+        limits = Limits(max_queue_size=2)
+        async with Batcher(backend, limits=limits, name="m", observers=observers) as batcher:
+            answers = await asyncio.gather(*map(batcher.submit, "abc"), return_exceptions=True)
+            assert answers[:2] == ["a", "b"]
+
+    with caplog.at_level(logging.ERROR):
+        run(main())
+    refused, left, ended, requests = recorder.facts
+    assert isinstance(refused, RequestRefused)
+    assert left == BatchLeft("m", 1, 2, 2, "slot free", 0.0, 0)
+    assert ended == BatchEnded("m", 1, 2, 0.5, None)
+    assert requests == RequestsEnded("m", [0.5, 0.5], [])
+    assert "an observer failed on BatchLeft" in caplog.text
+
+
+def test_a_plain_function_is_a_backend_too() -> None:
+    """The library needs no class from its user."""
+
+    async def double(numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
+
+    async def main() -> list[int]:
+        async with Batcher(double) as batcher:
+            return await asyncio.gather(*map(batcher.submit, range(3)))
+
+    assert run(main()) == [0, 2, 4]
