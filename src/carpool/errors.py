@@ -67,9 +67,13 @@ class NotFound(CallerError):
 
 
 class WrongMethod(CallerError):
-    """The route exists, but not for this method."""
+    """The route exists, but not for this method. `allowed` lists the methods it has, as HTTP writes them."""
 
     status = 405
+
+    def __init__(self, message: str, detail: str = "", allowed: str = "") -> None:
+        super().__init__(message, detail)
+        self.allowed = allowed
 
 
 class TooLarge(CallerError):

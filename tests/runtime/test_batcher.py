@@ -133,7 +133,7 @@ def test_a_cancelled_caller_is_not_run_and_its_companions_are() -> None:
             await asyncio.sleep(0)
             leaving.cancel()
             queued.cancel()
-            assert await asyncio.gather(running, kept) == ["a", "d"]
+            assert list(await asyncio.gather(running, kept)) == ["a", "d"]
             assert batcher.statistics().waiting == 0
 
     run(main())

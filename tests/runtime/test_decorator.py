@@ -23,7 +23,7 @@ def test_await_is_one_in_one_out_and_map_is_many() -> None:
         return [number * number for number in numbers]
 
     async def main() -> None:
-        assert await asyncio.gather(square(2), square(3)) == [4, 9]
+        assert list(await asyncio.gather(square(2), square(3))) == [4, 9]
         assert await square.map([4, 5]) == [16, 25]
 
     run(main())
@@ -64,7 +64,7 @@ def test_a_sync_function_runs_off_the_event_loop() -> None:
         return [word.upper() for word in words]
 
     async def main() -> list[str]:
-        return await asyncio.gather(shout("a"), shout("b"))
+        return list(await asyncio.gather(shout("a"), shout("b")))
 
     assert asyncio.run(main()) == ["A", "B"]
     assert threads[0] != threading.main_thread().name

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -52,6 +53,7 @@ class Batcher(Generic[In, Out]):
         self._backend: Backend[In, Out] = _as_backend(backend, self.limits.max_in_flight)
         self._scheduler = Scheduler(self.policy, self.limits)
         self._observers = observers
+        self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -94,7 +96,7 @@ class Batcher(Generic[In, Out]):
             raise Unavailable("shutting down", "no new requests are taken; use another server")
         loop = asyncio.get_running_loop()
         try:
-            self._scheduler.submit(loop.time(), request)
+            self._scheduler.submit(self._now(), request)
         except CarpoolError as refusal:
             self._tell(RequestRefused(self.name, refusal))
             raise
@@ -118,6 +120,11 @@ class Batcher(Generic[In, Out]):
         if self._timer is not None:
             self._timer.cancel()
         await self._backend.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything admitted has been answered."""
+        return not self._open_requests
 
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the queue and the slots."""
@@ -145,7 +152,7 @@ class Batcher(Generic[In, Out]):
         """Send what may leave, hand out what has ended, set the timer for what may leave later."""
         self._kick_is_due = False
         loop = asyncio.get_running_loop()
-        now = loop.time() if now is None else now
+        now = self._now() if now is None else now
         while (batch := self._scheduler.take_batch(now)) is not None:
             task = loop.create_task(self._run(batch))
             self._running.add(task)
@@ -178,16 +185,15 @@ class Batcher(Generic[In, Out]):
     def _wake(self, due: float) -> None:
         """The timer has rung. Loops round timers to a millisecond: early by less than that counts as due."""
         self._timer = None
-        self._kick(max(due, asyncio.get_running_loop().time()))
+        self._kick(max(due, self._now()))
 
     async def _run(self, batch: Batch) -> None:
-        clock = asyncio.get_running_loop().time
-        left_at = clock()
+        left_at = self._now()
         outcome: Sequence[Out] | BaseException = Unavailable("shutting down", "the batch was interrupted")
         try:
             outcome = await self._outcome(batch)
         finally:  # whatever happens, cancellation included, its callers get an answer
-            now = clock()
+            now = self._now()
             self._scheduler.complete(now, batch, outcome)
             error = outcome if isinstance(outcome, BaseException) else None
             self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error))
@@ -210,6 +216,11 @@ class Batcher(Generic[In, Out]):
             failure = BackendError(f"the model raised {type(error).__name__}", "its whole batch failed")
             failure.__cause__ = error
             return failure
+
+    def _now(self) -> float:
+        if self._clock is None:
+            self._clock = _clock_of(asyncio.get_running_loop())
+        return self._clock()
 
     def _deliver(self, now: float) -> None:
         """Hand the requests that have ended to whoever waits for them."""
@@ -245,6 +256,16 @@ def _as_backend(backend: Backend[In, Out] | BatchFunction[In, Out], concurrency:
     if callable(backend):
         return CallableBackend(backend, concurrency)
     return backend
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The clock of the loop's timers, unrounded.
+
+    uvloop rounds the system's monotonic clock to a millisecond and keeps it for a whole turn, so where the
+    loop's clock is that one it is read directly. A loop in virtual time has a clock of its own.
+    """
+    is_monotonic = abs(loop.time() - time.monotonic()) < 1.0
+    return time.monotonic if is_monotonic else loop.time
 
 
 def _one_callers_own(error: BaseException) -> BaseException:

@@ -26,6 +26,8 @@ class BatchedFunction(Generic[In, Out]):
     loop has a queue of its own, and so have the threads.
     """
 
+    __name__: str
+
     def __init__(self, function: BatchFunction[In, Out], policy: BatchPolicy, limits: Limits) -> None:
         functools.update_wrapper(self, function)
         self._function = function

@@ -1,0 +1,70 @@
+"""From settings to objects: the only place that wires concrete classes together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carpool.backends.base import Backend
+from carpool.backends.http import TeiBackend
+from carpool.backends.process.parent import ProcessBackend
+from carpool.config import Config, ModelSettings
+from carpool.core.admission import Limits
+from carpool.core.policy import BatchPolicy
+from carpool.errors import ModelError
+from carpool.models import pull
+from carpool.models.catalog import CATALOG
+from carpool.observe.log import LogObserver
+from carpool.observe.metrics import Metrics
+from carpool.runtime.batcher import Batcher
+from carpool.server.service import BodyLimits, ServedModel, Service
+from carpool.wire.base import EncodedJson
+
+_LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
+
+
+def assemble(config: Config) -> Service:
+    """A service that is ready to start. Raises `ConfigError` for what can be known to be wrong by now."""
+    metrics = Metrics()
+    models = [_serve(name, settings, metrics) for name, settings in config.models.items()]
+    limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
+    return Service(models, metrics, limits)
+
+
+def model_directory(settings: ModelSettings, progress: pull.Progress = lambda done: None) -> Path:
+    """Where the model's files are; a catalogue model is pulled if it is not here yet."""
+    if settings.model in CATALOG:
+        return pull.pull(CATALOG[settings.model], progress)
+    path = Path(settings.model).expanduser()
+    if not path.is_dir():
+        raise ModelError(
+            f"model {settings.model!r} is neither a catalogue name nor a directory",
+            f"allowed: {', '.join(CATALOG)}, or a directory with model.onnx and tokenizer.json",
+        )
+    return path.resolve()
+
+
+def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
+    backend, title = _backend(settings)
+    slots = settings.max_concurrent_workers
+    if backend.concurrency is not None:
+        slots = min(slots, backend.concurrency)
+    policy = BatchPolicy(settings.policy, settings.max_batch_size, settings.max_wait_time_ms / 1000)
+    limits = Limits(
+        max_in_flight=slots,
+        max_queue_size=settings.max_queue_size,
+        queue_timeout=settings.queue_timeout_ms / 1000,
+        batch_timeout=settings.batch_timeout_ms / 1000,
+    )
+    batcher = Batcher(backend, policy, limits, name=name, observers=(metrics, LogObserver()))
+    metrics.watch(name, batcher.statistics)
+    return ServedModel(name, title, batcher, backend)
+
+
+def _backend(settings: ModelSettings) -> tuple[Backend[str, EncodedJson], str]:
+    if settings.inference_url:
+        upstream = TeiBackend(settings.inference_url, settings.batch_timeout_ms / 1000)
+        return upstream, f"proxy to {upstream.url}"
+    directory = model_directory(settings)
+    title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
+    arguments = {"directory": str(directory), "engine": settings.engine}
+    return ProcessBackend(_LOADER, arguments), title

@@ -1,0 +1,84 @@
+"""The worker process: one model, one batch at a time, until the parent hangs up.
+
+It is blocking code on one socket, on purpose: what a model does must never share a thread with an event
+loop. Run as `python -m carpool.backends.process.child FD`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from carpool.backends.process import frames
+from carpool.errors import CarpoolError
+
+
+class Model(Protocol):
+    """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item."""
+
+    @property
+    def info(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def run(self, items: Sequence[Any], /) -> Sequence[bytes]: ...  # noqa: D102
+
+
+def serve(connection: socket.socket) -> None:
+    """Load the model that the parent asks for, then run its batches until it hangs up."""
+    with connection, connection.makefile("rb") as stream:
+
+        def read() -> frames.ToChild | None:
+            prefix = stream.read(frames.LENGTH_BYTES)
+            return frames.decode_to_child(stream.read(frames.body_length(prefix))) if prefix else None
+
+        request = read()
+        if not isinstance(request, frames.Load):
+            return
+        try:
+            model = load(request.loader, request.arguments)
+        except Exception as error:
+            connection.sendall(frames.encode(_refusal(error)))
+            return
+        connection.sendall(frames.encode(frames.Ready(model.info)))
+        while isinstance(request := read(), frames.Run):
+            connection.sendall(frames.encode(answer(model, request)))
+
+
+def load(loader: str, arguments: dict[str, Any]) -> Model:
+    """Import "module:function" and call it."""
+    module, _, function = loader.partition(":")
+    model: Model = getattr(importlib.import_module(module), function)(**arguments)
+    return model
+
+
+def answer(model: Model, batch: frames.Run) -> frames.Answer | frames.Failed:
+    """Run one batch; whatever the model raises becomes a message."""
+    try:
+        return frames.Answer(batch.number, list(model.run(batch.items)))
+    except Exception as error:
+        return frames.Failed(batch.number, type(error).__name__, str(error))
+
+
+def _refusal(error: Exception) -> frames.Refused:
+    if isinstance(error, CarpoolError):
+        return frames.Refused(error.message, error.detail)
+    return frames.Refused(f"the model cannot be loaded: {type(error).__name__}", str(error))
+
+
+def main() -> None:
+    """Serve on the file descriptor that the parent has passed."""
+    # The parent decides when to stop, by hanging up: a signal to the whole process group (Ctrl-C, a service
+    # manager) must not kill the worker before everything that was admitted is answered.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        serve(socket.socket(fileno=int(sys.argv[1])))
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)  # the parent is gone, and with it everyone who could want an answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What parent and child say to each other, as bytes. No I/O.
+
+A frame is a length (4 bytes, little-endian) and a MessagePack message of that length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+LENGTH_BYTES = 4
+
+
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """To the child, first and once: import `loader` ("module:function") and call it with `arguments`."""
+
+    loader: str
+    arguments: dict[str, Any]
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """From the child: the model is loaded and warm. `info` describes it."""
+
+    info: dict[str, Any]
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """From the child: the model cannot be loaded, and why."""
+
+    message: str
+    detail: str
+
+
+class Run(msgspec.Struct, tag=True, frozen=True):
+    """To the child: run these items as one batch."""
+
+    number: int
+    items: list[Any]
+
+
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """From the child: one result per item of the batch `number`, JSON already."""
+
+    number: int
+    results: list[bytes]
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """From the child: the batch `number` failed whole with an exception of this kind."""
+
+    number: int
+    kind: str
+    message: str
+
+
+ToChild = Load | Run
+FromChild = Ready | Refused | Answer | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
+_from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
+
+
+def encode(message: ToChild | FromChild) -> bytes:
+    """The frame that carries a message."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+def body_length(prefix: bytes) -> int:
+    """How many bytes follow a frame's first `LENGTH_BYTES`."""
+    return int.from_bytes(prefix, "little")
+
+
+def decode_to_child(body: bytes) -> ToChild:
+    """The message in a frame's body, at the child's end."""
+    return _to_child.decode(body)
+
+
+def decode_from_child(body: bytes) -> FromChild:
+    """The message in a frame's body, at the parent's end."""
+    return _from_child.decode(body)

@@ -1,0 +1,151 @@
+"""The command line: `carpool serve`, `carpool pull`, `carpool config`.
+
+It reads flags and prints; what happens is decided elsewhere. Every setting has a flag of its own name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from carpool.assemble import assemble, model_directory
+from carpool.config import (
+    DEFAULT_FILE,
+    MODEL_SETTINGS,
+    SERVER_SETTINGS,
+    Config,
+    ModelSettings,
+    Setting,
+    load_config,
+)
+from carpool.errors import ConfigError
+from carpool.models import pull as models
+from carpool.models.catalog import CATALOG
+from carpool.observe.log import configure_logging
+from carpool.server.run import listen, serve
+from carpool.server.service import Service
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("carpool"), message="carpool %(version)s")
+def main() -> None:
+    """Auto-batching for machine-learning inference: requests that arrive alone leave together."""
+
+
+def _settings_options(command: Command) -> Command:
+    """`--config`, and a flag for every setting; values come as text and are checked with all the others."""
+    for setting in reversed((*SERVER_SETTINGS, *MODEL_SETTINGS)):
+        command = click.option(setting.flag, setting.key, metavar="VALUE", help=_help(setting))(command)
+    file = click.option("--config", "file", type=Path, default=DEFAULT_FILE, help="The settings file (TOML).")
+    return file(command)
+
+
+def _help(setting: Setting) -> str:
+    allowed = f" Allowed: {setting.rule.allowed}." if setting.rule.between or setting.rule.choices else ""
+    names = ", ".join(variable.name for variable in setting.variables)
+    default = setting.default if setting.default != "" else "none"
+    return f"{setting.rule.help}{allowed} Default: {default}. Environment: {names}."
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the operator must mend is one line and exit status 2, not a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        click.echo(f"carpool: {error}", err=True)
+        sys.exit(2)
+
+
+@main.command("serve")
+@_settings_options
+def serve_command(file: Path, **flags: str | None) -> None:
+    """Serve a model, or an upstream inference server, with batching.
+
+    Without any argument: all-MiniLM-L6-v2 on http://127.0.0.1:3000.
+    """
+    with _one_line_errors():
+        config = load_config(file, _given(flags))
+        configure_logging(config.server.log_level)
+        with listen(config.server.host, config.server.port) as listener:
+            for settings in config.models.values():
+                _pull_if_needed(settings)
+            service = assemble(config)
+            host, port = listener.getsockname()[:2]
+            banner = _banner(host, port, service)
+            try:
+                serve(service, listener, lambda: click.echo(banner))
+            except KeyboardInterrupt:  # before there was anything to drain
+                sys.exit(130)
+
+
+@main.command("pull")
+@click.argument("name", default="minilm")
+def pull_command(name: str) -> None:
+    """Fetch a catalogue model into the cache, verified, so that it works offline from then on."""
+    with _one_line_errors():
+        model = models.find(name)
+        if not models.is_cached(model):
+            _pull(ModelSettings(model=name))
+        click.echo(f"{model.name}: {model.title} ({model.licence})\n{models.location(model)}")
+
+
+@main.command("config")
+@_settings_options
+def config_command(file: Path, **flags: str | None) -> None:
+    """Print the effective settings and where each comes from, as a settings file."""
+    with _one_line_errors():
+        click.echo(_as_toml(load_config(file, _given(flags))))
+
+
+def _given(flags: dict[str, str | None]) -> dict[str, str]:
+    return {key: text for key, text in flags.items() if text is not None}
+
+
+def _pull_if_needed(settings: ModelSettings) -> None:
+    proxied = bool(settings.inference_url)
+    if not proxied and settings.model in CATALOG and not models.is_cached(CATALOG[settings.model]):
+        _pull(settings)
+
+
+def _pull(settings: ModelSettings) -> None:
+    """Fetch a catalogue model behind a progress bar."""
+    total = models.total_bytes(CATALOG[settings.model])
+    with click.progressbar(length=total, label=f"pulling {settings.model}", file=sys.stderr) as bar:
+        model_directory(settings, lambda done: bar.update(done - bar.pos))
+
+
+def _banner(host: str, port: int, service: Service) -> str:
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    reachable = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    header = "-H 'content-type: application/json'"
+    lines = [f"carpool {version('carpool')} is serving"]
+    lines += [f"  where   {where} (docs at /docs, numbers at /metrics)"]
+    for model in service.models:
+        lines += [f"  model   {model.title}", f"  policy  {model.batcher.policy}"]
+    lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
+    return "\n".join(lines)
+
+
+def _as_toml(config: Config) -> str:
+    """The settings as the file that would give them, each with its source."""
+    lines = ["[server]"]
+    lines += [_toml_line(config, "server", setting, config.server) for setting in SERVER_SETTINGS]
+    for name, settings in config.models.items():
+        lines += ["", f"[models.{name}]"]
+        lines += [_toml_line(config, name, setting, settings) for setting in MODEL_SETTINGS]
+    return "\n".join(lines)
+
+
+def _toml_line(config: Config, table: str, setting: Setting, settings: object) -> str:
+    value = getattr(settings, setting.key)
+    written = f'"{value}"' if isinstance(value, str) else f"{value}"
+    return f"{setting.key + ' = ' + written:<44} # {config.sources[table, setting.key]}"

@@ -1,0 +1,333 @@
+"""Every setting: its default, its range, and where its value came from.
+
+The fields of `ModelSettings` and `ServerSettings` are the single list: file keys, flags, environment
+variables, checks, `carpool config` and the reference in the docs all derive from them. A value is taken
+from the first of: flag, environment, file (`[models.NAME]` before flat keys), default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
+from urllib.parse import urlsplit
+
+from carpool.core.policy import PolicyName
+from carpool.errors import ConfigError
+from carpool.observe.log import LEVELS
+
+DEFAULT_FILE = Path("config.toml")
+DEFAULT_MODEL = "minilm"
+DEFAULT_NAME = "default"  # of the one model that the flat keys describe
+
+ENGINES = ("auto", "openvino", "onnxruntime")
+
+
+class Alias(NamedTuple):
+    """An environment variable beside `CARPOOL_<KEY>`, and how its text becomes the key's text."""
+
+    name: str
+    convert: Callable[[str], str] = str.strip
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a setting means and what it may be."""
+
+    help: str
+    between: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    url: bool = False
+    aliases: tuple[Alias, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values, in words."""
+        if self.between:
+            return "{} to {}".format(*self.between)
+        if self.choices:
+            return ", ".join(self.choices)
+        return "an http:// or https:// URL" if self.url else "a text"
+
+
+def _setting(default: Any, help_text: str, **rule: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"rule": Rule(help_text, **rule)})
+
+
+def _seconds_to_ms(text: str) -> str:
+    try:
+        return f"{float(text) * 1000:g}"
+    except ValueError:
+        return text  # refused as what it is, under its own name
+
+
+def _rust_level(text: str) -> str:
+    """The plain level among `RUST_LOG` directives such as `warn,hyper=info`; nothing of it is an error."""
+    names = {"trace": "debug", "warn": "warning", "off": "error"}
+    levels = [word.strip().lower() for word in text.split(",") if "=" not in word]
+    level = next((names.get(word, word) for word in levels), "")
+    return level if level in LEVELS else ""
+
+
+def _python_level(text: str) -> str:
+    return {"warn": "warning", "trace": "debug"}.get(text.strip().lower(), text.strip().lower())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One model: what is served and how its batches are formed."""
+
+    model: str = _setting(
+        DEFAULT_MODEL,
+        "A catalogue name, or a directory with model.onnx and tokenizer.json.",
+        aliases=(Alias("MODEL_PATH"),),
+    )
+    inference_url: str = _setting(
+        "",
+        "Proxy to this inference server instead of running a model.",
+        url=True,
+        aliases=(Alias("INFERENCE_URL"),),
+    )
+    engine: str = _setting("auto", "What runs a local model.", choices=ENGINES)
+    policy: PolicyName = _setting("adaptive", "When a batch leaves.", choices=get_args(PolicyName))
+    max_batch_size: int = _setting(
+        32, "Most inputs in one batch.", between=(1, 1000), aliases=(Alias("MAX_BATCH_SIZE"),)
+    )
+    max_wait_time_ms: float = _setting(
+        100.0,
+        "Longest that the oldest request is held for company.",
+        between=(1, 10_000),
+        aliases=(Alias("MAX_WAIT_TIME", _seconds_to_ms),),
+    )
+    max_concurrent_workers: int = _setting(
+        20, "Most batches in flight; a local model takes no more than it can run at once.", between=(1, 1000)
+    )
+    max_queue_size: int = _setting(
+        10_000, "Most inputs that may wait; more are refused with 429.", between=(1, 1_000_000)
+    )
+    queue_timeout_ms: int = _setting(
+        30_000,
+        "Longest that a request may wait in the queue before it ends with 408.",
+        between=(1, 3_600_000),
+    )
+    batch_timeout_ms: int = _setting(
+        60_000, "Longest that a batch may run before it ends with 502.", between=(1, 3_600_000)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The process that listens."""
+
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+    port: int = _setting(
+        3000, "Port to listen on; 0 for any free one.", between=(0, 65_535), aliases=(Alias("PORT"),)
+    )
+    log_level: str = _setting(
+        "info",
+        "How much is logged.",
+        choices=LEVELS,
+        aliases=(Alias("LOG_LEVEL", _python_level), Alias("RUST_LOG", _rust_level)),
+    )
+    max_text_bytes: int = _setting(
+        2 * 1024**2, "Largest body of a route that takes texts.", between=(1, 1024**3)
+    )
+    max_predict_bytes: int = _setting(32 * 1024**2, "Largest body of /predict.", between=(1, 1024**3))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective settings. `sources` tells for each (table, key) where its value came from."""
+
+    server: ServerSettings
+    models: Mapping[str, ModelSettings]
+    sources: Mapping[tuple[str, str], str]
+
+
+class Setting(NamedTuple):
+    """One setting as the command line and the docs see it."""
+
+    key: str
+    kind: type
+    default: Any
+    rule: Rule
+
+    @property
+    def flag(self) -> str:
+        """Its flag on the command line."""
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def variables(self) -> tuple[Alias, ...]:
+        """Its environment variables, the first of which wins."""
+        return (Alias(f"CARPOOL_{self.key.upper()}"), *self.rule.aliases)
+
+
+def settings_of(table: type) -> Iterator[Setting]:
+    """The settings of a table, in order."""
+    for field in dataclasses.fields(table):
+        yield Setting(field.name, type(field.default), field.default, field.metadata["rule"])
+
+
+MODEL_SETTINGS = tuple(settings_of(ModelSettings))
+SERVER_SETTINGS = tuple(settings_of(ServerSettings))
+
+
+def load_config(
+    file: Path = DEFAULT_FILE,
+    flags: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """The effective settings from all sources; `flags` maps keys to texts.
+
+    Raises `ConfigError` with one line that names the source, the key, the value and what is allowed.
+    """
+    flat = _read(file)
+    server_table = _pop_table(flat, "server", file)
+    name, model_table = _pop_model(flat, file)
+    _refuse_unknown(flat, MODEL_SETTINGS, f"{file}", {"server": SERVER_SETTINGS})
+    _refuse_unknown(server_table, SERVER_SETTINGS, f"{file} [server]", {})
+    _refuse_unknown(model_table, MODEL_SETTINGS, f"{file} [models.{name}]", {})
+    sources: dict[tuple[str, str], str] = {}
+
+    def resolve(table: str, settings: tuple[Setting, ...], *layers: tuple[str, Mapping[str, Any]]) -> Any:
+        values = {}
+        for setting in settings:
+            value, source = _first(setting, flags, environment, layers)
+            values[setting.key] = value
+            sources[table, setting.key] = source
+        return values
+
+    server = ServerSettings(**resolve("server", SERVER_SETTINGS, (f"{file} [server]", server_table)))
+    layers = (f"{file} [models.{name}]", model_table), (str(file), flat)
+    model = ModelSettings(**resolve(name, MODEL_SETTINGS, *layers))
+    _refuse_two_models(model, sources[name, "model"], sources[name, "inference_url"])
+    return Config(server, {name: model}, sources)
+
+
+def _first(
+    setting: Setting,
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    layers: tuple[tuple[str, Mapping[str, Any]], ...],
+) -> tuple[Any, str]:
+    """The value of the first source that has one, checked, and the source's name."""
+    if (text := flags.get(setting.key)) is not None:
+        return _parse(setting, text, text, source := f"flag {setting.flag}"), source
+    for variable in setting.variables:
+        if text := variable.convert(environment.get(variable.name, "")):
+            shown = environment[variable.name]
+            return _parse(setting, text, shown, source := f"environment {variable.name}"), source
+    for source, table in layers:
+        if setting.key in table:
+            return _check(setting, table[setting.key], table[setting.key], source), source
+    return setting.default, "default"
+
+
+def _parse(setting: Setting, text: str, shown: str, source: str) -> Any:
+    """A text's value. `shown` is what the user wrote, where that differs."""
+    try:
+        value = setting.kind(text)
+    except ValueError:
+        raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}") from None
+    return _check(setting, value, shown, source)
+
+
+def _check(setting: Setting, value: Any, shown: Any, source: str) -> Any:
+    """The value, if it is of the right type and in range. A whole number is a number; a truth is neither."""
+    kinds: Any = (int, float) if setting.kind is float else setting.kind
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}")
+    rule = setting.rule
+    if rule.between and not rule.between[0] <= value <= rule.between[1]:
+        raise _refusal(setting, shown, source, "is out of range")
+    if rule.choices and value not in rule.choices:
+        raise _refusal(setting, shown, source, "is not known")
+    if rule.url and value and not _is_url(value):
+        raise _refusal(setting, shown, source, "is not a URL")
+    return value
+
+
+_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
+    shown = (
+        f'"{value}"' if isinstance(value, str) else str(value).lower() if value in (True, False) else value
+    )
+    return ConfigError(f"{source}: {setting.key} = {shown} {problem}", f"allowed: {setting.rule.allowed}")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if file == DEFAULT_FILE:  # the one that is looked for without being asked for
+            return {}
+        raise ConfigError(f"{file}: there is no such file", "pass --config with an existing one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not a TOML file", str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read", error.strerror or str(error)) from None
+
+
+def _pop_table(tables: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
+    table = tables.pop(key, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{file}: {key} = {table!r} is not a table", f"write [{key}] and its keys below it")
+    return table
+
+
+def _pop_model(tables: dict[str, Any], file: Path) -> tuple[str, dict[str, Any]]:
+    models = _pop_table(tables, "models", file)
+    if len(models) > 1:
+        named = ", ".join(f"[models.{name}]" for name in models)
+        raise ConfigError(f"{file}: {named}: more than one model", "allowed: one model in a server, so far")
+    for name in models:
+        return name, _pop_table(models, name, file)
+    return DEFAULT_NAME, {}
+
+
+def _refuse_unknown(
+    table: Mapping[str, Any],
+    settings: tuple[Setting, ...],
+    source: str,
+    elsewhere: Mapping[str, tuple[Setting, ...]],
+) -> None:
+    known = [setting.key for setting in settings]
+    for key, value in table.items():
+        if key in known:
+            continue
+        for other, others in elsewhere.items():
+            if key in [setting.key for setting in others]:
+                raise ConfigError(
+                    f"{source}: {key} = {value!r} is in the wrong place", f"write it in [{other}]"
+                )
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        tables = "" if not elsewhere else ", [server], [models.NAME]"
+        raise ConfigError(
+            f"{source}: {key} = {value!r} is not a setting", f"{hint}allowed: {', '.join(known)}{tables}"
+        )
+
+
+def _refuse_two_models(model: ModelSettings, model_source: str, url_source: str) -> None:
+    if model.inference_url and model_source != "default":
+        raise ConfigError(
+            f"both model ({model_source}) and inference_url ({url_source}) are set",
+            "allowed: one of the two",
+        )

@@ -1,0 +1,1 @@
+"""Named models: what they are, and how their files get onto this machine."""

@@ -1,0 +1,139 @@
+"""The ASGI app: every documented route, for any ASGI server.
+
+The routes are FastAPI's so that OpenAPI and `/docs` are true; bodies go to the service as bytes, since
+validating them with pydantic would cost more than all the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from carpool.errors import CarpoolError, NotFound, WrongMethod
+from carpool.observe import metrics
+from carpool.server.service import Service
+from carpool.wire import native, predict
+from carpool.wire.base import JSON, Reply, Route
+
+BATCHED_ROUTES = (native.EMBED, predict.PREDICT)
+
+_DESCRIPTION = "Requests that arrive alone leave together: one input a request, batched for the model."
+
+
+def create_app(service: Service) -> FastAPI:
+    """The app that serves `service`, and starts and closes it with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="carpool",
+        version=version("carpool"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would cost a client its body, and hide a wrong URL
+    )
+    for route in BATCHED_ROUTES:
+        _add_batched(app, service, route)
+    _add_health(app, service)
+    _add_metrics(app, service)
+    app.add_exception_handler(HTTPException, _refuse)
+    return app
+
+
+def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await _read_body(request, service, route)
+        except CarpoolError as error:
+            reply = route.encode_error(error)
+        else:
+            reply = await service.answer(route, body)
+        service.metrics.count_response(route.path, reply.status)
+        return _response(reply)
+
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"content": {JSON: {"schema": route.error_schema}}, "description": "Refused or failed."}
+        for status in route.statuses
+    }
+    answered = {"content": {JSON: {"schema": route.response_schema}}, "description": "Answered."}
+    app.add_api_route(
+        route.path,
+        endpoint,
+        methods=["POST"],
+        name=route.path.strip("/"),
+        summary=route.summary,
+        response_class=Response,
+        responses={200: answered, **errors},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}
+        },
+    )
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    async def health() -> Response:
+        return _response(service.health())
+
+    _add_get(app, "/health", health, "Whether requests can be served now; 503 with the reason if not.")
+
+
+def _add_metrics(app: FastAPI, service: Service) -> None:
+    async def read_metrics(request: Request) -> Response:
+        if JSON in request.headers.get("accept", ""):
+            return _response(Reply(200, msgspec.json.encode(service.metrics.summary())))
+        return Response(service.metrics.prometheus(), media_type=metrics.CONTENT_TYPE)
+
+    summary = "Prometheus text; with `Accept: application/json` a summary in seconds."
+    _add_get(app, "/metrics", read_metrics, summary)
+
+
+def _add_get(app: FastAPI, path: str, endpoint: Callable[..., Awaitable[Response]], summary: str) -> None:
+    app.add_api_route(path, endpoint, methods=["GET"], summary=summary, response_class=Response)
+    app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+
+
+async def _read_body(request: Request, service: Service, route: Route) -> bytes:
+    """The body, refused as early as it can be known to be too large or of the wrong type."""
+    announced = request.headers.get("content-length", "")
+    service.check_head(
+        route, request.headers.get("content-type"), int(announced) if announced.isdigit() else None
+    )
+    chunks, length = [], 0
+    async for chunk in request.stream():
+        length += len(chunk)
+        service.check_length(route, length)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """An unknown route or method, in the dialect of the route that was nearest to be meant."""
+    assert isinstance(error, HTTPException)
+    known = [route.path for route in BATCHED_ROUTES] + ["/health", "/metrics", "/docs"]
+    path = request.url.path
+    refusal: CarpoolError
+    if error.status_code == 404:
+        refusal = NotFound(f"there is no route {path}", f"allowed: {', '.join(known)}")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        refusal = WrongMethod(f"{path} does not take {request.method}", f"allowed: {allowed}", allowed)
+    else:
+        refusal = CarpoolError(str(error.detail))
+    dialects = {route.path: route.encode_error for route in BATCHED_ROUTES}
+    reply = dialects.get(path, native.encode_error)(refusal)
+    return _response(reply)
+
+
+def _response(reply: Reply) -> Response:
+    headers: dict[str, Any] = dict(reply.headers)
+    return Response(reply.body, reply.status, headers, media_type=reply.content_type)

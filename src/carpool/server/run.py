@@ -1,0 +1,87 @@
+"""The process that listens: uvicorn, with a shutdown that answers everything it has admitted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from carpool.errors import ConfigError
+from carpool.server.app import create_app
+from carpool.server.service import Service
+
+_KEEP_ALIVE_SECONDS = 75  # longer than the 60 s after which common load balancers drop an idle connection
+_LINGER_SECONDS = 5  # at shutdown, for clients that are in the middle of sending or reading
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. The first signal drains it, the second ends the process at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+        self._stopping = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come. While what was admitted is answered, the port stays open for `/health`."""
+        if self._stopping:
+            os._exit(128 + sig)  # what a shell expects of a process that a signal ended
+        self._stopping = True
+        self._service.stop_accepting()
+
+    async def on_tick(self, counter: int) -> bool:
+        """What uvicorn asks ten times a second: whether to stop."""
+        if self._stopping and self._service.is_idle:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; raises `ConfigError` where that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}", "choose another --host or --port"
+        ) from None
+    return listener
+
+
+def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until a signal; returns when everything admitted has been answered.
+
+    Raises `ConfigError` if a model cannot be started.
+    """
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_LINGER_SECONDS,
+    )
+
+    async def main() -> None:
+        await service.start()  # before uvicorn does, which would hide in a traceback what is wrong
+        await Server(config, service, on_ready).serve(sockets=[listener])
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(main())

@@ -1,0 +1,72 @@
+"""carpool's own dialect: one text in, one vector out, and the error envelope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from carpool.errors import CarpoolError
+from carpool.wire.base import EncodedJson, Reply, Route, check_text, decode_json, error_headers
+
+
+class EmbedBody(msgspec.Struct):
+    """The body of `POST /embed`."""
+
+    input: str
+
+
+_EMBED = msgspec.json.Decoder(EmbedBody)
+
+
+def decode_embed(body: bytes) -> str:
+    """The text of a `POST /embed`."""
+    return check_text(decode_json(_EMBED, body, '{"input": "<one text>"}').input, "input")
+
+
+def encode_embedding(vector: EncodedJson, seconds: float) -> bytes:
+    """The reply to `POST /embed`, around a vector that is JSON already."""
+    return b"".join((b'{"embedding":', vector, b"}"))
+
+
+def encode_error(error: CarpoolError) -> Reply:
+    """The error envelope: `{"error": {"code", "message", "detail"}}`."""
+    envelope = {"error": {"code": error.status, "message": error.message, "detail": error.detail}}
+    return Reply(error.status, msgspec.json.encode(envelope), error_headers(error))
+
+
+def encode_health(trouble: str | None, timestamp: int) -> Reply:
+    """The reply to `GET /health`: 200, or 503 with the reason."""
+    body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
+    if trouble is None:
+        return Reply(200, msgspec.json.encode(body))
+    return Reply(503, msgspec.json.encode(body | {"status": "unhealthy", "reason": trouble}))
+
+
+_VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}
+_ERROR_FIELDS = {"code": {"type": "integer"}, "message": {"type": "string"}, "detail": {"type": "string"}}
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {"type": "object", "required": list(_ERROR_FIELDS), "properties": _ERROR_FIELDS},
+    },
+}
+
+EMBED = Route(
+    path="/embed",
+    payload="text",
+    decode=decode_embed,
+    encode=encode_embedding,
+    encode_error=encode_error,
+    statuses=(400, 408, 413, 415, 429, 500, 502, 503),
+    summary="One text in, one vector out; it travels in a batch with whoever is waiting.",
+    request_schema={
+        "type": "object",
+        "required": ["input"],
+        "properties": {"input": {"type": "string", "minLength": 1, "example": "What is vector search?"}},
+    },
+    response_schema={"type": "object", "required": ["embedding"], "properties": {"embedding": _VECTOR}},
+    error_schema=ERROR_SCHEMA,
+)

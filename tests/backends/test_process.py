@@ -1,0 +1,178 @@
+"""The worker process: what it says, and what happens when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carpool.backends.process import frames
+from carpool.backends.process.parent import ProcessBackend
+from carpool.errors import BackendError, ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _toy_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+def pid_in(results: Any) -> int:
+    return int(json.loads(results[0])[1])
+
+
+async def turns_until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_the_model_runs_in_a_process_of_its_own_that_ends_with_the_backend() -> None:
+    """Not in this one; and nothing is left behind."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        assert backend.trouble() == "the model is not loaded yet"
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        assert pid != os.getpid()
+        assert backend.info == {"name": "toy"}
+        assert backend.trouble() is None
+        await backend.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("loader", "arguments", "words"),
+    [
+        ("toy_model:load", {"refuse": True}, "this directory holds no model: expected one"),
+        ("toy_model:fail", {}, "the model cannot be loaded: RuntimeError: broken weights"),
+        ("no_such_module:load", {}, "the model cannot be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_said_at_the_start(
+    loader: str, arguments: dict[str, Any], words: str
+) -> None:
+    """What the worker found wrong is what the operator reads."""
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=words):
+            await ProcessBackend(loader, arguments).start()
+
+    run(main())
+
+
+def test_a_worker_that_dies_while_loading_is_an_error_and_not_a_hang() -> None:
+    """A crash in native code says nothing at all."""
+
+    async def main() -> None:
+        with pytest.raises(BackendError, match="the worker process died"):
+            await ProcessBackend("toy_model:load", {"crash": True}).start()
+
+    run(main())
+
+
+def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
+    """The same process answers the next batch."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        with pytest.raises(BackendError, match="the model raised ValueError") as caught:
+            await backend.run(["a", "raise"])
+        assert str(caught.value.__cause__) == "no"
+        assert pid_in(await backend.run(["print"])) == pid
+        await backend.close()
+
+    run(main())
+
+
+def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
+    """Its callers get an error at once, the next batch waits for the new worker."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        with pytest.raises(BackendError, match="the worker process died"):
+            await backend.run(["a", "die"])
+        await turns_until(lambda: backend.trouble() is not None)
+        assert "ended with status -9" in str(backend.trouble())
+        assert pid_in(await backend.run(["b"])) != pid
+        assert backend.trouble() is None
+        await backend.close()
+
+    run(main())
+
+
+def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> None:
+    """Health says so meanwhile."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        os.kill(pid, signal.SIGKILL)
+        await turns_until(lambda: backend.trouble() is not None)
+        await turns_until(lambda: backend.trouble() is None)
+        assert pid_in(await backend.run(["b"])) != pid
+        await backend.close()
+
+    run(main())
+
+
+def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
+    """Only a new process is sure to be idle."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(backend.run(["hang"]), 0.2)
+        await turns_until(lambda: backend.trouble() is not None)
+        assert pid_in(await backend.run(["b"])) != pid
+        await backend.close()
+
+    run(main())
+
+
+def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
+    """Ctrl-C reaches the whole process group; the worker must finish what was admitted."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start()
+        pid = pid_in(await backend.run(["a"]))
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert pid_in(await backend.run(["b"])) == pid
+        await backend.close()
+
+    run(main())
+
+
+def test_frames_carry_messages_both_ways() -> None:
+    """A frame is a length and a message of that length."""
+    cases: list[tuple[frames.ToChild | frames.FromChild, Callable[[bytes], Any]]] = [
+        (frames.Run(7, ["a", "日本"]), frames.decode_to_child),
+        (frames.Answer(7, [b"[1]", b"[2]"]), frames.decode_from_child),
+        (frames.Failed(7, "ValueError", "no"), frames.decode_from_child),
+    ]
+    for message, decode in cases:
+        frame = frames.encode(message)
+        prefix, body = frame[: frames.LENGTH_BYTES], frame[frames.LENGTH_BYTES :]
+        assert frames.body_length(prefix) == len(body)
+        assert decode(body) == message

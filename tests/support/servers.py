@@ -1,0 +1,141 @@
+"""Real servers in processes of their own, started as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 60.0
+
+
+@dataclass
+class RunningServer:
+    """A server that answers at `url`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def stop(self) -> int:
+        """Ask it to stop, wait until it has, and give its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(START_SECONDS)
+
+    def children(self) -> list[int]:
+        """The pids of its worker processes."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+
+def until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
+    """Look until a condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        select.select([], [], [], 0.01)
+
+
+def environment(extra: Mapping[str, str] = {}) -> dict[str, str]:
+    """The environment without any setting of carpool's."""
+    settings = {
+        "INFERENCE_URL",
+        "PORT",
+        "LOG_LEVEL",
+        "RUST_LOG",
+        "MAX_BATCH_SIZE",
+        "MAX_WAIT_TIME",
+        "MODEL_PATH",
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in settings and (not name.startswith("CARPOOL_") or name == "CARPOOL_CACHE")
+    }
+    return kept | dict(extra)
+
+
+@contextmanager
+def carpool_serve(
+    folder: Path, arguments: Sequence[str] = (), extra: Mapping[str, str] = {}
+) -> Iterator[RunningServer]:
+    """`carpool serve` on a free port, in a folder of its own; where it listens is read off what it prints."""
+    command = [sys.executable, "-m", "carpool", "serve", "--port", "0", *arguments]
+    log = folder / "server.log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            command, cwd=folder, env=environment(extra), stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
+        try:
+            with _client(_printed_url(process, log)) as client:
+                yield RunningServer(str(client.base_url), process, client, log)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def uvicorn_serve(folder: Path, extra: Mapping[str, str]) -> Iterator[RunningServer]:
+    """`uvicorn carpool.main:app`, with settings from the environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "carpool.main:app",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
+    log = folder / "server.log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            command, cwd=folder, env=environment(extra), stdout=errors, stderr=errors
+        ) as process,
+    ):
+        try:
+            with _client(f"http://127.0.0.1:{port}") as client:
+                until(lambda: process.poll() is not None or _answers(client))
+                assert process.poll() is None, log.read_text()
+                yield RunningServer(str(client.base_url), process, client, log)
+        finally:
+            process.kill()
+
+
+def _client(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=START_SECONDS, trust_env=False)
+
+
+def _printed_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    assert process.stdout is not None
+    printed = b""
+    while (found := re.search(rb"where +(http://\S+)", printed)) is None:
+        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        chunk = os.read(process.stdout.fileno(), 65536) if ready else b""
+        assert chunk, f"the server did not start:\n{log.read_text()}"
+        printed += chunk
+    return found[1].decode()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,84 @@
+"""The command line, as a person types it."""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from carpool.cli import main
+from carpool.config import load_config
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("PORT", "LOG_LEVEL", "INFERENCE_URL", "MODEL_PATH", "MAX_BATCH_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_config_prints_a_file_that_gives_the_same_settings_with_their_sources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its output can be saved and used."""
+    (tmp_path / "config.toml").write_text("max_batch_size = 8\n")
+    monkeypatch.setenv("PORT", "4000")
+    result = invoke("config", "--policy", "timeout")
+    assert result.exit_code == 0
+    lines = dict(line.split(" # ") for line in result.stdout.splitlines() if " # " in line)
+    sources = {line.split()[0]: source for line, source in lines.items()}
+    assert sources["max_batch_size"] == "config.toml"
+    assert sources["port"] == "environment PORT"
+    assert sources["policy"] == "flag --policy"
+    assert sources["host"] == "default"
+    written = tomllib.loads(result.stdout)
+    assert written["models"]["default"]["max_batch_size"] == 8
+    (tmp_path / "config.toml").write_text(result.stdout)
+    monkeypatch.delenv("PORT")
+    assert load_config(environment={}).models["default"].policy == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["serve", "--max-batch-size", "5000"],
+            'flag --max-batch-size: max_batch_size = "5000" is out of range',
+        ),
+        (["serve", "--config", "no.toml"], "no.toml: there is no such file"),
+        (["serve", "--model", "no-such"], "model 'no-such' is neither a catalogue name nor a directory"),
+        (["pull", "no-such"], "model 'no-such' is not in the catalogue: it has: minilm"),
+    ],
+)
+def test_what_the_operator_must_mend_is_one_line_and_status_2(arguments: list[str], words: str) -> None:
+    """No traceback."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("carpool: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
+    """It names the address and what to do."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = invoke("serve", "--port", str(port), "--inference-url", "http://127.0.0.1:1")
+    assert result.exit_code == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+
+
+def test_help_names_every_setting_with_its_range_and_its_variable() -> None:
+    """A person finds MAX_BATCH_SIZE without the docs."""
+    text = " ".join(invoke("serve", "--help").stdout.split())
+    assert "--max-batch-size VALUE Most inputs in one batch. Allowed: 1 to 1000. Default: 32." in text
+    assert "CARPOOL_MAX_BATCH_SIZE, MAX_BATCH_SIZE" in text
