@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from carpool.config import Config, ModelSettings, load_config
+from carpool.config import MODEL_SETTINGS, SERVER_SETTINGS, Config, ModelSettings, load_config
 from carpool.errors import ConfigError
 
 
@@ -178,3 +178,14 @@ def test_a_model_and_an_upstream_exclude_each_other(tmp_path: Path) -> None:
     """Which one was meant cannot be known, so both sources are named."""
     with pytest.raises(ConfigError, match=r"both model \(flag --model\) and inference_url \(environment INF"):
         load(tmp_path, flags={"model": "x"}, environment={"INFERENCE_URL": "http://a"})
+
+
+def test_the_documentation_lists_every_setting_as_it_is() -> None:
+    """Each row of docs/settings.md is what the code says; a changed setting fails here with its new row."""
+    rows = [
+        f"| `{setting.key}` | {setting.default if setting.default != '' else 'none'} | {setting.rule.allowed} "
+        f"| {', '.join(f'`{alias.name}`' for alias in setting.rule.aliases)} | {setting.rule.help} |"
+        for setting in (*MODEL_SETTINGS, *SERVER_SETTINGS)
+    ]
+    written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().splitlines()
+    assert [line for line in written if line.startswith("| `")] == rows

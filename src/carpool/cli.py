@@ -24,7 +24,7 @@ from carpool.config import (
     Setting,
     load_config,
 )
-from carpool.errors import ConfigError
+from carpool.errors import CarpoolError, ConfigError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
 from carpool.observe.log import configure_logging
@@ -57,12 +57,12 @@ def _help(setting: Setting) -> str:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """What the operator must mend is one line and exit status 2, not a traceback."""
+    """What went wrong is one line, not a traceback; exit status 2 if it is for the operator to mend."""
     try:
         yield
-    except ConfigError as error:
+    except CarpoolError as error:
         click.echo(f"carpool: {error}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 @main.command("serve")

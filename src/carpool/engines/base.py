@@ -1,0 +1,96 @@
+"""What an engine is, and what it needs from the library that computes for it.
+
+`Engine` is what a worker process runs. `Session` is the narrow part of it that OpenVINO and ONNX Runtime each
+implement. Nothing here knows either library, or what the tensors mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from carpool.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine tells about itself. `inputs` is what one item of a batch is."""
+
+    engine: str
+    inputs: str
+    dimensions: int
+    max_tokens: int
+    threads: int
+
+
+class Engine(Protocol):
+    """A loaded model. It is ready, and warm, from the moment it exists."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is."""
+
+    def run(self, texts: Sequence[str], /) -> list[bytes]:
+        """One result for each text, in order: the JSON array of its vector."""
+
+
+class Session(Protocol):
+    """A model as its library has compiled it. `streams` threads may call `infer` at the same time."""
+
+    @property
+    def engine(self) -> str:
+        """The library and its version."""
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The names of the tensors that the model takes."""
+
+    @property
+    def streams(self) -> int:
+        """How many inferences run side by side, each with an equal part of the threads."""
+
+    @property
+    def prepares_shapes(self) -> bool:
+        """Whether the first inference of each number of tokens is slower than those that follow."""
+
+    def infer(self, feeds: Mapping[str, Ints], /) -> Floats:
+        """Run the model on one tensor for each of its inputs; the array that returns is the caller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """A model, opened for its two uses: one inference at a time (`solo`), or several groups of a batch.
+
+    They are the same session where a library gains nothing from a second one.
+    """
+
+    solo: Session
+    shared: Session
+
+
+def choose_output(names: Sequence[str]) -> int:
+    """The index of the output to read: sentence vectors where the model offers them, else what comes first.
+
+    Exports of whole sentence-transformers pipelines name them so; exports of the transformer alone begin with
+    the token states.
+    """
+    return names.index("sentence_embedding") if "sentence_embedding" in names else 0
+
+
+def unreadable(model: Path, error: Exception) -> ModelError:
+    """The error for a model file that a library will not take."""
+    return ModelError(f"{model} is not an ONNX model that can be loaded", _first_line(error))
+
+
+def _first_line(error: Any) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

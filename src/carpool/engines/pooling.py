@@ -1,0 +1,65 @@
+"""From what a model returns to one vector of length 1 for each text, and to its JSON.
+
+It knows no library but numpy and orjson, and not how the states were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from carpool.engines.tokenize import read_json
+from carpool.errors import MissingExtra, ModelError
+
+try:
+    import numpy as np
+    import orjson
+except ImportError as error:
+    raise MissingExtra(error.name or "numpy", "local") from error
+
+if TYPE_CHECKING:
+    from carpool.engines.base import Floats, Ints
+
+Pool: TypeAlias = "Callable[[Floats, Ints], Floats]"
+
+_SMALLEST_NORM = np.float32(1e-12)  # what torch.nn.functional.normalize divides by at least
+
+
+def mean(states: Floats, mask: Ints) -> Floats:
+    """The mean of each text's token states, times its number of tokens: the length is made 1 anyway."""
+    total: Floats = np.matmul(mask[:, None, :].astype(np.float32), states)[:, 0]
+    return total
+
+
+def first(states: Floats, mask: Ints) -> Floats:
+    """The state of each text's first token."""
+    return states[:, 0]
+
+
+_POOLS = {"pooling_mode_mean_tokens": mean, "pooling_mode_cls_token": first}
+
+
+def read_pooling(directory: Path) -> Pool:
+    """What the directory's 1_Pooling/config.json asks for, and the mean where there is none."""
+    path = directory / "1_Pooling" / "config.json"
+    if not path.exists():
+        return mean
+    modes = read_json(path).items()
+    asked = [name for name, wanted in modes if name.startswith("pooling_mode_") and wanted is True]
+    if len(asked) != 1 or asked[0] not in _POOLS:
+        names = " and ".join(asked) or "no pooling"
+        raise ModelError(f"{path} asks for {names}", f"expected: one of {', '.join(_POOLS)}")
+    return _POOLS[asked[0]]
+
+
+def normalise(vectors: Floats) -> Floats:
+    """Each vector divided by its length."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = np.ascontiguousarray(vectors / np.maximum(lengths, _SMALLEST_NORM), dtype=np.float32)
+    return unit
+
+
+def to_json(vectors: Floats) -> list[bytes]:
+    """Each vector as a JSON array, with the fewest digits that give the same float32 back."""
+    return [orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY) for vector in vectors]
