@@ -37,14 +37,14 @@ clean:          ## Remove the virtual environment and the caches
 # it is in the environment as well because `carpool pull` fetches models through it.
 $(BIN)/python:
 	@$(PYTHON) -m venv --without-pip $(VENV)
-	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
+	@$(PYTHON) -m pip --python $(BIN)/python install -qq --disable-pip-version-check pip
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml
 	@echo "installing carpool into $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[local]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@echo "installing carpool and its development tools into $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.serve
