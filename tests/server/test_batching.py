@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_who_waits_too_long_is_408_while_the_batch_in_front_goes_on(
         upstream.let_go()
         assert first.result().status_code == 200
         assert upstream.batches == [["first"]]
+
+
+def test_the_default_limits_of_a_body(proxy: RunningServer) -> None:
+    """2 MiB for texts, 32 MiB for /predict."""
+    text = "x" * (2 * 1024**2)
+    assert proxy.client.post("/embed", json={"input": text}).status_code == 413
+    assert proxy.client.post("/embed", json={"input": text[: -len('{"input":""}')]}).status_code == 200
+    assert proxy.client.post("/predict", json={"data": text * 15}).status_code == 200
+    assert proxy.client.post("/predict", json={"data": text * 16}).status_code == 413
+
+
+def test_a_caller_that_hangs_up_while_sending_is_no_error_of_the_server(proxy: RunningServer) -> None:
+    """Nothing is logged and the next caller is served."""
+    with socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
+    assert embed(proxy, "next").status_code == 200
+    assert proxy.stop() == 0
+    assert '"level": "error"' not in proxy.log.read_text()
 
 
 def test_the_timeout_policy_over_http(upstream: Upstream, tmp_path: Path) -> None:

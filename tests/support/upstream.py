@@ -58,7 +58,7 @@ class Upstream:
         self._loop = asyncio.get_running_loop()
         self._gate, self._stop = asyncio.Event(), asyncio.Event()
         self._gate.set()
-        app = web.Application()
+        app = web.Application(client_max_size=64 * 1024**2)
         app.router.add_post("/embed", self._embed)
         app.router.add_post("/custom/path", self._embed)
         app.router.add_get("/health", self._health)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from carpool.errors import CarpoolError, NotFound, WrongMethod
 from carpool.observe import metrics
@@ -56,6 +57,8 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
             body = await _read_body(request, service, route)
         except CarpoolError as error:
             reply = route.encode_error(error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody will read
         else:
             reply = await service.answer(route, body)
         service.metrics.count_response(route.path, reply.status)
