@@ -149,7 +149,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for label, server in running.items():
                 rounds[label].append(asyncio.run(run_round(server, texts, options.connections)))
-    print(f"{options.requests} sentences, {options.connections} connections, medians of {options.rounds}\n")
+    load = f"{options.requests} sentences, {options.connections} connections"
+    print(f"{load}, medians of {options.rounds} rounds\n")
     print("| server | texts/s | p50 ms | p99 ms | batch size | cores used by others |")
     print("| --- | --- | --- | --- | --- | --- |")
     single, batched = (report(label, results) for label, results in rounds.items())
