@@ -139,9 +139,7 @@ def test_the_log_level_and_its_old_name(tmp_path: Path, environment: dict[str, s
         ("max_batch_size = ", "not a TOML file"),
     ],
 )
-def test_a_bad_file_is_one_line_with_key_value_range_and_file(
-    tmp_path: Path, toml: str, message: str
-) -> None:
+def test_a_bad_file_is_one_line_with_key_value_range_and_file(tmp_path: Path, toml: str, message: str) -> None:
     """The message is enough to mend it."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, toml)
@@ -186,8 +184,6 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
     for setting in (*MODEL_SETTINGS, *SERVER_SETTINGS):
         default = "none" if setting.default == "" else setting.default
         names = ", ".join(f"`{alias.name}`" for alias in setting.rule.aliases)
-        rows.append(
-            f"| `{setting.key}` | {default} | {setting.rule.allowed} | {names} | {setting.rule.help} |"
-        )
+        rows.append(f"| `{setting.key}` | {default} | {setting.rule.allowed} | {names} | {setting.rule.help} |")
     written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().splitlines()
     assert [line for line in written if line.startswith("| `")] == rows

@@ -7,6 +7,8 @@ from carpool.core.policy import BatchPolicy
 from carpool.errors import (
     BackendError,
     BadInput,
+    BatchFailed,
+    BatchTooLarge,
     CallerError,
     CarpoolError,
     ConfigError,
@@ -27,7 +29,9 @@ from carpool.runtime.decorator import batched
 __all__ = [
     "BackendError",
     "BadInput",
+    "BatchFailed",
     "BatchPolicy",
+    "BatchTooLarge",
     "Batcher",
     "BlockingBatcher",
     "CallerError",

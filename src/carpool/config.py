@@ -258,9 +258,7 @@ _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a tex
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
-    shown = (
-        f'"{value}"' if isinstance(value, str) else str(value).lower() if value in (True, False) else value
-    )
+    shown = f'"{value}"' if isinstance(value, str) else str(value).lower() if value in (True, False) else value
     return ConfigError(f"{source}: {setting.key} = {shown} {problem}", f"allowed: {setting.rule.allowed}")
 
 

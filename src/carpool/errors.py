@@ -10,9 +10,11 @@
     │   ├── WrongMethod  405   the route exists, the method does not
     │   ├── TooLarge     413   the body is over the limit
     │   └── WrongType    415   the content type is not one the route reads
-    ├── TimedOut         408   the request waited in the queue for longer than it may
-    ├── Overloaded       429   the queue is full; `retry_after` says when to come back
-    ├── BackendError     502   the model or the upstream failed on the batch
+    ├── TimedOut         408   the request could not be answered in time and was not run
+    ├── Overloaded       429   the queue is full or too long for it; `retry_after` says when to come back
+    ├── BackendError     502   the model or the upstream failed on the batch, whatever was in it
+    │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
+    │   └── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     └── Unavailable      503   nothing can serve now: starting, shutting down, no replica
 
 It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
@@ -89,7 +91,7 @@ class WrongType(CallerError):
 
 
 class TimedOut(CarpoolError):
-    """The request waited in the queue for longer than it may; it was not run."""
+    """The request could not be answered in time; it was not run."""
 
     status = 408
 
@@ -108,6 +110,14 @@ class BackendError(CarpoolError):
     """The model or the upstream failed on the batch; `__cause__` is what it raised, where it raised here."""
 
     status = 502
+
+
+class BatchFailed(BackendError):
+    """The backend failed on what was in the batch, and would again; one bad item is enough for that."""
+
+
+class BatchTooLarge(BackendError):
+    """The backend refused the batch for its size, or ran out of memory over it; a smaller one may pass."""
 
 
 class Unavailable(CarpoolError):

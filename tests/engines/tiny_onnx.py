@@ -63,9 +63,7 @@ def _node(operator: str, inputs: list[str], output: str) -> bytes:
 
 def _tensor(name: str, values: NDArray[np.float32] | NDArray[np.int64], element: int) -> bytes:
     dimensions = b"".join(_number(1, size) for size in values.shape)
-    return _field(
-        5, dimensions + _number(2, element) + _field(8, name.encode()) + _field(9, values.tobytes())
-    )
+    return _field(5, dimensions + _number(2, element) + _field(8, name.encode()) + _field(9, values.tobytes()))
 
 
 def _value(field: int, name: str, element: int, rank: int) -> bytes:

@@ -49,9 +49,7 @@ def test_requests_that_wait_leave_together_and_each_gets_its_own_vector(
 
     async def main() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
-            base_url=proxy.url, timeout=60, limits=limits, trust_env=False
-        ) as client:
+        async with httpx.AsyncClient(base_url=proxy.url, timeout=60, limits=limits, trust_env=False) as client:
             requests = [asyncio.create_task(client.post("/embed", json={"input": text})) for text in texts]
             while await asyncio.to_thread(waiting, proxy) < len(texts):
                 await asyncio.sleep(0)

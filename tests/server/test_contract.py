@@ -149,9 +149,7 @@ def test_an_unknown_route_is_404_in_the_envelope(server: RunningServer, path: st
     assert "/embed" in reply.json()["error"]["detail"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allow"), [("GET", "/embed", "POST"), ("DELETE", "/health", "GET")]
-)
+@pytest.mark.parametrize(("method", "path", "allow"), [("GET", "/embed", "POST"), ("DELETE", "/health", "GET")])
 def test_a_wrong_method_is_405_with_allow(server: RunningServer, method: str, path: str, allow: str) -> None:
     """In the envelope, with the header that HTTP asks for."""
     reply = server.client.request(method, path)

@@ -106,9 +106,7 @@ def uvicorn_serve(folder: Path, extra: Mapping[str, str]) -> Iterator[RunningSer
     log = folder / "server.log"
     with (
         log.open("wb") as errors,
-        subprocess.Popen(
-            command, cwd=folder, env=environment(extra), stdout=errors, stderr=errors
-        ) as process,
+        subprocess.Popen(command, cwd=folder, env=environment(extra), stdout=errors, stderr=errors) as process,
     ):
         try:
             with _client(f"http://127.0.0.1:{port}") as client:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carpool.core.request import Request
+
+if TYPE_CHECKING:
+    from carpool.core.isolation import Search
 
 
 class Part(NamedTuple):
@@ -18,14 +21,19 @@ class Part(NamedTuple):
 class Batch:
     """Items of one or many requests on their way to the backend, in the order of `parts`."""
 
-    __slots__ = ("items", "number", "parts", "reason", "taken_at")
+    __slots__ = ("cost", "expected_at", "items", "number", "parts", "reason", "search", "taken_at")
 
-    def __init__(self, number: int, parts: list[Part], taken_at: float, reason: str) -> None:
+    def __init__(
+        self, number: int, parts: list[Part], taken_at: float, reason: str, search: Search | None = None
+    ) -> None:
         self.number = number
         self.parts = parts
         self.taken_at = taken_at
         self.reason = reason  # why it left now, in words for the log and a label for the metrics
+        self.search = search  # the search for a bad item that it is a step of
         self.items: list[Any] = [item for request, start, stop in parts for item in request.items[start:stop]]
+        self.cost = 0.0  # as the scheduler prices it, which sets this
+        self.expected_at = 0.0  # when the scheduler expects it back
 
     def __len__(self) -> int:
         return len(self.items)

@@ -6,7 +6,7 @@ and still comes back whole and in order. It knows nothing of queues, batches or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any
 
@@ -14,24 +14,66 @@ from typing import Any
 class Request:
     """What one caller asked for.
 
-    `items` is what the backend takes, one element per result. `deliver` belongs to the driver, which calls
-    it once the request has ended; the core never does. Then either `error` is set, or `results` pairs with
-    `items`. `arrived` and `deadline` (until when it may wait) are in the scheduler's time, which sets them.
+    `items` is what the backend takes, one element per result, and `costs` what each of them costs to run (in
+    any one unit, such as tokens; 1 each where it is None). `deliver` belongs to the driver, which calls it once
+    the request has ended; the core never does. Then either `error` is set, or `results` pairs with `items`.
+
+    `tenant` and `weight` say whose share of the capacity it uses and how large that share is. `timeout` is the
+    seconds within which it must be answered. Requests with the same `key` have the same results and may share
+    one computation.
     """
 
-    __slots__ = ("arrived", "deadline", "deliver", "ended", "error", "items", "missing", "results", "taken")
+    __slots__ = (
+        "arrived",
+        "carrier",
+        "costs",
+        "deadline",
+        "deliver",
+        "ended",
+        "error",
+        "expires",
+        "items",
+        "key",
+        "missing",
+        "results",
+        "riders",
+        "tag",
+        "taken",
+        "tenant",
+        "timeout",
+        "weight",
+    )
 
-    def __init__(self, items: Sequence[Any], deliver: Callable[[Request], None] | None = None) -> None:
+    def __init__(
+        self,
+        items: Sequence[Any],
+        deliver: Callable[[Request], None] | None = None,
+        *,
+        costs: Sequence[float] | None = None,
+        tenant: str = "",
+        weight: float = 1.0,
+        timeout: float | None = None,
+        key: Hashable = None,
+    ) -> None:
         size = len(items)
         self.items = items
+        self.costs = costs
         self.deliver = deliver
-        self.arrived = 0.0
-        self.deadline = inf
+        self.tenant = tenant
+        self.weight = weight
+        self.timeout = timeout
+        self.key = key
+        self.arrived = 0.0  # the times are the scheduler's, which sets them
+        self.deadline = inf  # by when it must be answered
+        self.expires = inf  # until when it may wait
+        self.tag = 0.0  # its place in the fair order
         self.taken = 0  # items that have left the queue, always the first ones
         self.missing = size  # items whose result is not here yet
         self.results: list[Any] = [None] * size
         self.error: BaseException | None = None
         self.ended = False
+        self.carrier: Request | None = None  # what is computed for it and for others with its key
+        self.riders: list[Request] | None = None  # for whom this one is computed, if it is a carrier
 
     def __repr__(self) -> str:
         size = len(self.items)
@@ -40,6 +82,10 @@ class Request:
         else:
             state = f"{size - self.taken} queued, {size - self.missing} of {size} answered"
         return f"<Request of {size}: {state}>"
+
+    def cost(self, start: int, stop: int) -> float:
+        """What the items `start:stop` cost."""
+        return stop - start if self.costs is None else sum(self.costs[start:stop])
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error."""

@@ -132,9 +132,7 @@ class Metrics(Collector):
         """What prometheus-client asks for."""
         yield from _counters(self._models)
         yield from _histograms(self._models)
-        responses = CounterMetricFamily(
-            "carpool_http_responses", "HTTP responses.", labels=("route", "status")
-        )
+        responses = CounterMetricFamily("carpool_http_responses", "HTTP responses.", labels=("route", "status"))
         for (route, status), count in sorted(self._responses.items()):
             responses.add_metric((route, str(status)), count)
         yield responses

@@ -107,8 +107,7 @@ class Batcher(Generic[In, Out]):
 
     def cancel(self, request: Request) -> None:
         """Give up on a request: it leaves the queue at once and will not be delivered."""
-        if not request.ended:
-            self._scheduler.cancel(request)
+        if self._scheduler.cancel(request):
             self._close_requests(1)
 
     async def close(self) -> None:

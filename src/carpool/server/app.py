@@ -77,9 +77,7 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         summary=route.summary,
         response_class=Response,
         responses={200: answered, **errors},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}
-        },
+        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}},
     )
 
 
