@@ -9,6 +9,7 @@ from carpool.backends.http import TeiBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
 from carpool.core.admission import Limits
+from carpool.core.cost import estimated_tokens
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
 from carpool.models import pull
@@ -48,16 +49,35 @@ def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
     slots = settings.max_concurrent_workers
     if backend.concurrency is not None:
         slots = min(slots, backend.concurrency)
-    policy = BatchPolicy(settings.policy, settings.max_batch_size, settings.max_wait_time_ms / 1000)
+    policy = BatchPolicy(
+        settings.policy,
+        settings.max_batch_size,
+        settings.max_wait_time_ms / 1000,
+        max_batch_cost=settings.max_batch_tokens or None,
+        objective=settings.latency_objective_ms / 1000 or None,
+        isolate=settings.isolate,
+    )
     limits = Limits(
         max_in_flight=slots,
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
         batch_timeout=settings.batch_timeout_ms / 1000,
     )
-    batcher = Batcher(backend, policy, limits, name=name, observers=(metrics, LogObserver()))
+    batcher = Batcher(
+        backend,
+        policy,
+        limits,
+        name=name,
+        observers=(metrics, LogObserver()),
+        cost=estimated_tokens,
+        key=_the_text_itself if settings.dedupe else None,
+    )
     metrics.watch(name, batcher.statistics)
     return ServedModel(name, title, batcher, backend)
+
+
+def _the_text_itself(text: str) -> str:
+    return text
 
 
 def _backend(settings: ModelSettings) -> tuple[Backend[str, EncodedJson], str]:

@@ -147,5 +147,5 @@ def _as_toml(config: Config) -> str:
 
 def _toml_line(config: Config, table: str, setting: Setting, settings: object) -> str:
     value = getattr(settings, setting.key)
-    written = f'"{value}"' if isinstance(value, str) else f"{value}"
+    written = f'"{value}"' if isinstance(value, str) else str(value).lower()
     return f"{setting.key + ' = ' + written:<44} # {config.sources[table, setting.key]}"

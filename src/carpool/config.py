@@ -44,6 +44,7 @@ class Rule:
     between: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     url: bool = False
+    truth: bool = False
     aliases: tuple[Alias, ...] = ()
 
     @property
@@ -53,11 +54,14 @@ class Rule:
             return "{} to {}".format(*self.between)
         if self.choices:
             return ", ".join(self.choices)
+        if self.truth:
+            return "true or false"
         return "an http:// or https:// URL" if self.url else "a text"
 
 
 def _setting(default: Any, help_text: str, **rule: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": Rule(help_text, **rule)})
+    truth = isinstance(default, bool)
+    return dataclasses.field(default=default, metadata={"rule": Rule(help_text, truth=truth, **rule)})
 
 
 def _seconds_to_ms(text: str) -> str:
@@ -107,6 +111,18 @@ class ModelSettings:
     )
     max_concurrent_workers: int = _setting(
         20, "Most batches in flight; a local model takes no more than it can run at once.", between=(1, 1000)
+    )
+    max_batch_tokens: int = _setting(
+        0, "Most tokens in one batch, estimated as bytes / 4; 0 for no limit.", between=(0, 10_000_000)
+    )
+    latency_objective_ms: int = _setting(
+        0,
+        "Keep batches small enough for this latency, as far as the load allows; 0 for none.",
+        between=(0, 3_600_000),
+    )
+    dedupe: bool = _setting(True, "Equal inputs that wait or run at the same time share one computation.")
+    isolate: bool = _setting(
+        True, "Run a batch that failed on what is in it again in halves, until only the bad inputs fail."
     )
     max_queue_size: int = _setting(
         10_000, "Most inputs that may wait; more are refused with 429.", between=(1, 1_000_000)
@@ -233,8 +249,8 @@ def _first(
 def _parse(setting: Setting, text: str, shown: str, source: str) -> Any:
     """A text's value. `shown` is what the user wrote, where that differs."""
     try:
-        value = setting.kind(text)
-    except ValueError:
+        value = _TRUTHS[text.lower()] if setting.kind is bool else setting.kind(text)
+    except (ValueError, KeyError):
         raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}") from None
     return _check(setting, value, shown, source)
 
@@ -242,7 +258,7 @@ def _parse(setting: Setting, text: str, shown: str, source: str) -> Any:
 def _check(setting: Setting, value: Any, shown: Any, source: str) -> Any:
     """The value, if it is of the right type and in range. A whole number is a number; a truth is neither."""
     kinds: Any = (int, float) if setting.kind is float else setting.kind
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or isinstance(value, bool) != (setting.kind is bool):
         raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}")
     rule = setting.rule
     if rule.between and not rule.between[0] <= value <= rule.between[1]:
@@ -254,7 +270,17 @@ def _check(setting: Setting, value: Any, shown: Any, source: str) -> Any:
     return value
 
 
-_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_TRUTHS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from carpool import BackendError, Batcher, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
+from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.request import Request
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
@@ -81,16 +81,16 @@ def test_a_failing_batch_gives_each_caller_an_error_of_its_own() -> None:
     backend.outcomes = [cause]
 
     async def main() -> list[Any]:
-        async with Batcher(backend) as batcher:
+        async with Batcher(backend, BatchPolicy(isolate=False)) as batcher:
             errors = await asyncio.gather(*(batcher.submit(item) for item in "ab"), return_exceptions=True)
             assert await batcher.submit("c") == "c"
             return errors
 
     errors = run(main())
-    assert [type(error) for error in errors] == [BackendError, BackendError]
+    assert [type(error) for error in errors] == [BatchFailed, BatchFailed]
     assert errors[0] is not errors[1]
     assert [error.__cause__ for error in errors] == [cause, cause]
-    assert str(errors[0]) == "the model raised RuntimeError: its whole batch failed"
+    assert str(errors[0]) == "the model raised RuntimeError"
 
 
 @pytest.mark.parametrize("outcome", [["A"], ["A", "B", "C"], []])
@@ -297,3 +297,74 @@ def test_a_plain_function_is_a_backend_too() -> None:
             return await asyncio.gather(*map(batcher.submit, range(3)))
 
     assert run(main()) == [0, 2, 4]
+
+
+async def reciprocals(numbers: list[float]) -> list[float]:
+    return [1 / number for number in numbers]
+
+
+def test_one_bad_input_fails_alone() -> None:
+    """The batch is run again in halves until only the bad one fails."""
+
+    async def main() -> list[Any]:
+        async with Batcher(reciprocals) as batcher:
+            inputs = [*range(1, 20), 0, *range(20, 30)]
+            return await asyncio.gather(*map(batcher.submit, inputs), return_exceptions=True)
+
+    answers = run(main())
+    assert [answer for answer in answers if not isinstance(answer, float)] == [answers[19]]
+    assert isinstance(answers[19].__cause__, ZeroDivisionError)
+
+
+def test_equal_inputs_share_one_computation() -> None:
+    """Whether they wait together or one is already running; each caller gets the result."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        async with Batcher(backend, key=str) as batcher:
+            first = [asyncio.create_task(batcher.submit(item)) for item in "aab"]
+            await asyncio.sleep(0.5)
+            assert await batcher.submit("a") == "a"
+            assert asyncio.get_running_loop().time() == pytest.approx(1.0)
+            assert list(await asyncio.gather(*first)) == ["a", "a", "b"]
+
+    run(main())
+    assert backend.batches == [["a", "b"]]
+
+
+@pytest.mark.parametrize("callback", ["cost", "key"])
+def test_a_callback_that_raises_is_that_callers_error(callback: str) -> None:
+    """The batching goes on, and the other callers notice nothing."""
+
+    def only_letters(item: str) -> float:
+        if not item.isalpha():
+            raise ValueError(f"not a letter: {item}")
+        return ord(item)
+
+    async def main() -> list[Any]:
+        callbacks: dict[str, Any] = {callback: only_letters}
+        async with Batcher(FakeBackend(), **callbacks) as batcher:
+            return await asyncio.gather(*map(batcher.submit, "a1b"), return_exceptions=True)
+
+    first, refused, last = run(main())
+    assert (first, last) == ("a", "b")
+    assert isinstance(refused, ValueError)
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_arrival() -> None:
+    """Once batch times are known; it says when to come back, and is never run."""
+    backend = FakeBackend(seconds=1.0)
+
+    async def main() -> None:
+        async with Batcher(backend, BatchPolicy(max_batch_size=1)) as batcher:
+            for item in range(8):
+                await batcher.submit(item)
+            queued = asyncio.gather(*(batcher.submit(item) for item in range(100, 106)))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="too long for a deadline of 2000 ms") as refused:
+                await batcher.submit("hopeless", timeout=2.0)
+            assert 1 <= refused.value.retry_after <= 30
+            await queued
+
+    run(main())
+    assert ["hopeless"] not in backend.batches

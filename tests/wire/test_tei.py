@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from carpool.errors import BackendError, CarpoolError, Overloaded, Unavailable
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, Overloaded, Unavailable
 from carpool.wire import tei
 
 
@@ -36,7 +36,15 @@ def test_a_reply_that_is_not_an_array_of_vectors_is_refused(body: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(429, Overloaded), (503, Unavailable), (500, BackendError), (413, BackendError)]
+    ("status", "kind"),
+    [
+        (429, Overloaded),
+        (503, Unavailable),
+        (500, BatchFailed),
+        (422, BatchFailed),
+        (413, BatchTooLarge),
+        (502, BackendError),
+    ],
 )
 def test_an_upstreams_refusal_keeps_its_words_and_its_meaning(status: int, kind: type[CarpoolError]) -> None:
     """Overload and unavailability are told apart from failure."""

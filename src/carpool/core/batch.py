@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from carpool.core.request import Request
 
-if TYPE_CHECKING:
-    from carpool.core.isolation import Search
+_OUTAGE = 4  # failures without a success: both halves, and both halves of one
 
 
 class Part(NamedTuple):
@@ -16,6 +15,21 @@ class Part(NamedTuple):
     request: Request
     start: int
     stop: int
+
+
+class Search:
+    """The search for the bad items of a batch that failed; `isolation.py` says how it goes."""
+
+    __slots__ = ("failures", "successes")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.successes = 0
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether everything fails, so that no item is to blame."""
+        return not self.successes and self.failures >= _OUTAGE
 
 
 class Batch:

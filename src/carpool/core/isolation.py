@@ -16,24 +16,8 @@ from carpool.core.batch import Batch, Part
 _SHARE = 0.1  # of all calls may be made for isolation
 _SAVED = 64.0  # calls that may be saved up: several bad items at once, after a quiet time
 _AT_FIRST = 12.0  # one bad item in 32, before there was any traffic to save from
-_OUTAGE = 4  # failures without a success: both halves, and both halves of one
 _REMEMBERED = 1024  # payloads known to be bad
 _REMEMBERED_SECONDS = 60.0  # a backend may be mended meanwhile
-
-
-class Search:
-    """The search for the bad items of one batch."""
-
-    __slots__ = ("failures", "successes")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.successes = 0
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether everything fails, so that no item is to blame."""
-        return not self.successes and self.failures >= _OUTAGE
 
 
 class Budget:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, Literal
+
+Priority = Literal["high", "normal", "low"]
+
+# How large a share each class gets when all compete. Shares, not ranks: the lowest class never starves.
+WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "low": 0.25}
 
 
 class Request:

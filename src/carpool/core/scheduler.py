@@ -19,9 +19,9 @@ from typing import Any
 from carpool.core import selection
 from carpool.core.admission import SAFETY, ComeBack, Limits
 from carpool.core.arrivals import Arrivals
-from carpool.core.batch import Batch, Part
+from carpool.core.batch import Batch, Part, Search
 from carpool.core.curve import Curve
-from carpool.core.isolation import Budget, Quarantine, Search, halves
+from carpool.core.isolation import Budget, Quarantine, halves
 from carpool.core.policy import BatchPolicy, View, make_policy
 from carpool.core.queue import Queue
 from carpool.core.request import Request

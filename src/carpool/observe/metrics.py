@@ -17,7 +17,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from carpool.core.scheduler import SchedulerStatistics
-from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
+from carpool.observe.observer import (
+    BatchEnded,
+    BatchLeft,
+    Fact,
+    RequestCancelled,
+    RequestRefused,
+    RequestsEnded,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -102,6 +109,8 @@ class Metrics(Collector):
                 model.failed_batches += fact.error is not None
             case RequestsEnded():
                 self._count_ended(model, fact)
+            case RequestCancelled():
+                model.requests["Cancelled"] += 1
             case RequestRefused():
                 model.requests[type(fact.error).__name__] += 1
 
@@ -167,7 +176,7 @@ class Metrics(Collector):
 
 def _counters(models: Mapping[str, ModelMetrics]) -> Iterable[Metric]:
     requests = CounterMetricFamily(
-        "carpool_requests", "Requests by outcome: ok, or the error.", labels=("model", "outcome")
+        "carpool_requests", "Requests by outcome: ok, Cancelled, or the error.", labels=("model", "outcome")
     )
     batches = CounterMetricFamily(
         "carpool_batches", "Batches by the reason for which they left.", labels=("model", "reason")

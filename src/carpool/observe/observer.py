@@ -52,7 +52,14 @@ class RequestRefused:
     error: BaseException
 
 
-Fact = BatchLeft | BatchEnded | RequestsEnded | RequestRefused
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """The caller of a request has gone before its answer."""
+
+    model: str
+
+
+Fact = BatchLeft | BatchEnded | RequestsEnded | RequestRefused | RequestCancelled
 
 
 class Observer(Protocol):

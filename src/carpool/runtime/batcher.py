@@ -10,7 +10,7 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -19,10 +19,18 @@ from carpool.backends.callable import BatchFunction, CallableBackend
 from carpool.core.admission import Limits
 from carpool.core.batch import Batch
 from carpool.core.policy import BatchPolicy
-from carpool.core.request import Request
+from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics
-from carpool.errors import BackendError, CarpoolError, Unavailable
-from carpool.observe.observer import BatchEnded, BatchLeft, Fact, Observer, RequestRefused, RequestsEnded
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, Unavailable
+from carpool.observe.observer import (
+    BatchEnded,
+    BatchLeft,
+    Fact,
+    Observer,
+    RequestCancelled,
+    RequestRefused,
+    RequestsEnded,
+)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -36,6 +44,10 @@ class Batcher(Generic[In, Out]):
     `backend` is a `Backend`, or a function, async or not, from a list of inputs to as many results. Use it
     as `async with Batcher(function) as batcher: await batcher.submit(item)`. Everything that was admitted
     is answered before the `async with` ends.
+
+    `cost` prices an item, in any one unit such as tokens, for `BatchPolicy.max_batch_cost` and to predict how
+    long a batch takes; without it items are alike. `key` names what an item is: items with the same key that
+    wait or run at the same time share one computation. What either raises is raised to that caller alone.
     """
 
     def __init__(
@@ -46,6 +58,8 @@ class Batcher(Generic[In, Out]):
         *,
         name: str = "default",
         observers: Sequence[Observer] = (),
+        cost: Callable[[In], float] | None = None,
+        key: Callable[[In], Hashable] | None = None,
     ) -> None:
         self.name = name
         self.policy = policy or BatchPolicy()
@@ -53,6 +67,8 @@ class Batcher(Generic[In, Out]):
         self._backend: Backend[In, Out] = _as_backend(backend, self.limits.max_in_flight)
         self._scheduler = Scheduler(self.policy, self.limits)
         self._observers = observers
+        self._cost = cost
+        self._key = key
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -77,18 +93,29 @@ class Batcher(Generic[In, Out]):
         """Get the backend ready. A batcher of a plain function needs no start."""
         await self._backend.start()
 
-    async def submit(self, item: In) -> Out:
+    async def submit(
+        self, item: In, *, timeout: float | None = None, tenant: str = "", priority: Priority = "normal"
+    ) -> Out:
         """One item in, its result out; it travels with whoever else is waiting.
 
-        Raises the item's own error if the backend gave one, `BackendError` if its batch failed,
-        `Overloaded` if the queue is full, `TimedOut` if it waited too long, `Unavailable` when closing.
+        It is to be answered within `timeout` seconds; `tenant` says whose share of the capacity it uses, and
+        `priority` how large that is. Raises the item's own error if the backend gave one, `BackendError` if
+        it failed, `Overloaded` if the queue is full or too long for the timeout, `TimedOut` if it cannot be
+        answered in time any more, `Unavailable` when closing.
         """
-        return cast("Out", (await self._submit([item]))[0])
+        return cast("Out", (await self._submit([item], timeout, tenant, priority))[0])
 
-    async def map(self, items: Iterable[In]) -> list[Out]:
+    async def map(
+        self,
+        items: Iterable[In],
+        *,
+        timeout: float | None = None,
+        tenant: str = "",
+        priority: Priority = "normal",
+    ) -> list[Out]:
         """Many items in, their results out, in the same order; the first error ends it."""
         items = list(items)
-        return await self._submit(items) if items else []
+        return await self._submit(items, timeout, tenant, priority) if items else []
 
     def enqueue(self, request: Request) -> None:
         """Admit a request; its `deliver` is called when it has ended. `submit` without a task or a future."""
@@ -99,7 +126,7 @@ class Batcher(Generic[In, Out]):
             self._scheduler.submit(self._now(), request)
         except CarpoolError as refusal:
             self._tell(RequestRefused(self.name, refusal))
-            raise
+            raise _one_callers_own(refusal) from None
         self._open_requests += 1
         if not self._kick_is_due:
             self._kick_is_due = True
@@ -108,6 +135,7 @@ class Batcher(Generic[In, Out]):
     def cancel(self, request: Request) -> None:
         """Give up on a request: it leaves the queue at once and will not be delivered."""
         if self._scheduler.cancel(request):
+            self._tell(RequestCancelled(self.name))
             self._close_requests(1)
 
     async def close(self) -> None:
@@ -129,7 +157,9 @@ class Batcher(Generic[In, Out]):
         """A snapshot of the queue and the slots."""
         return self._scheduler.statistics()
 
-    async def _submit(self, items: list[Any]) -> list[Any]:
+    async def _submit(
+        self, items: list[Any], timeout: float | None, tenant: str, priority: Priority
+    ) -> list[Any]:
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         def deliver(request: Request) -> None:
@@ -140,7 +170,15 @@ class Batcher(Generic[In, Out]):
             else:
                 future.set_result(request.results)
 
-        request = Request(items, deliver)
+        request = Request(
+            items,
+            deliver,
+            costs=None if self._cost is None else list(map(self._cost, items)),
+            tenant=tenant,
+            weight=WEIGHTS[priority],
+            timeout=timeout,
+            key=None if self._key is None else tuple(map(self._key, items)),
+        )
         self.enqueue(request)
         try:
             return await future
@@ -212,7 +250,8 @@ class Batcher(Generic[In, Out]):
                     "the backend did not answer in time",
                     f"a batch may take {self.limits.batch_timeout} s",
                 )
-            failure = BackendError(f"the model raised {type(error).__name__}", "its whole batch failed")
+            kind = BatchTooLarge if isinstance(error, MemoryError) else BatchFailed
+            failure = kind(f"the model raised {type(error).__name__}")
             failure.__cause__ = error
             return failure
 

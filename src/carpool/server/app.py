@@ -6,7 +6,8 @@ validating them with pydantic would cost more than all the rest.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +22,8 @@ from carpool.observe import metrics
 from carpool.server.service import Service
 from carpool.wire import native, predict
 from carpool.wire.base import JSON, Reply, Route
+
+_UNREAD = Response(status_code=499)  # to a caller that has hung up
 
 BATCHED_ROUTES = (native.EMBED, predict.PREDICT)
 
@@ -58,9 +61,12 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         except CarpoolError as error:
             reply = route.encode_error(error)
         except ClientDisconnect:
-            return Response(status_code=400)  # which nobody will read
+            return _UNREAD
         else:
-            reply = await service.answer(route, body)
+            answer = await _unless_gone(request, service.answer(route, request.headers, body))
+            if answer is None:
+                return _UNREAD
+            reply = answer
         service.metrics.count_response(route.path, reply.status)
         return _response(reply)
 
@@ -115,6 +121,23 @@ async def _read_body(request: Request, service: Service, route: Route) -> bytes:
         service.check_length(route, length)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _unless_gone(request: Request, answering: Coroutine[Any, Any, Reply]) -> Reply | None:
+    """The answer, or `None` if the caller hangs up first: then it is taken out of the queue at once."""
+    answer = asyncio.create_task(answering)
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await answer if answer.done() else None
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

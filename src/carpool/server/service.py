@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from carpool.backends.base import Backend
@@ -16,6 +16,7 @@ from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.wire import native
 from carpool.wire.base import JSON, EncodedJson, Reply, Route
+from carpool.wire.terms import read_terms
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,14 @@ class Service:
         """The reply to `GET /health`."""
         return native.encode_health(self.trouble(), int(time.time()))
 
-    async def answer(self, route: Route, body: bytes) -> Reply:
-        """The reply to a batched route, errors included."""
+    async def answer(self, route: Route, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The reply to a batched route, errors included; `headers` has lower-case names."""
         started = time.perf_counter()
         try:
             if self._stopping:
                 raise Unavailable("shutting down", "no new requests are taken; use another server")
-            item = route.decode(body)
-            result = await self.models[0].batcher.submit(item)
+            item, terms = route.decode(body), read_terms(headers)
+            result = await self.models[0].batcher.submit(item, **terms._asdict())
             return Reply(200, route.encode(result, time.perf_counter() - started))
         except CarpoolError as error:
             return route.encode_error(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from carpool.errors import BackendError, CarpoolError, Overloaded, Unavailable
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, Overloaded, Unavailable
 
 _VECTORS = msgspec.json.Decoder(list[msgspec.Raw])
 _ERROR = msgspec.json.Decoder(dict[str, Any])
@@ -38,6 +38,12 @@ def decode_error(status: int, body: bytes) -> CarpoolError:
         words = body[:_QUOTED].decode(errors="replace")
     message, detail = f"the upstream answered {status}", words[:_QUOTED]
     match status:
+        case 413:
+            return BatchTooLarge(message, detail)
+        case 422 if "batch size" in words:  # "batch size 33 > maximum allowed batch size 32"
+            return BatchTooLarge(message, detail)
+        case 400 | 422 | 424 | 500:
+            return BatchFailed(message, detail)
         case 429:
             return Overloaded(message, detail)
         case 503:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from carpool.backends.process import frames
-from carpool.errors import BackendError, CarpoolError, ModelError, Unavailable
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, ModelError, Unavailable
 
 logger = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
 _LONGEST_BACK_OFF = 30.0
+_OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}  # Python's own, and torch's
 
 
 class Worker:
@@ -193,7 +194,7 @@ def _results(reply: frames.FromChild, number: int) -> list[bytes]:
         case frames.Answer(answered, results) if answered == number:
             return results
         case frames.Failed(answered, kind, message) if answered == number:
-            failure = BackendError(f"the model raised {kind}", "its whole batch failed")
+            failure = (BatchTooLarge if kind in _OUT_OF_MEMORY else BatchFailed)(f"the model raised {kind}")
             failure.__cause__ = RuntimeError(message)
             raise failure
         case _:
