@@ -13,7 +13,19 @@ from carpool.core.batch import Batch
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
-from carpool.errors import BackendError, Overloaded
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Overloaded, TimedOut, Unavailable
+
+QUEUE_TIMEOUT = 5.0
+MAX_WAIT = 1.0
+POISON = 7  # of so many items one makes any batch fail that holds it
+
+
+def answer(item: int) -> str:
+    return f"{item}!"
+
+
+def is_poison(item: int) -> bool:
+    return item % POISON == POISON - 1
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -21,54 +33,107 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         name=st.sampled_from(["adaptive", "timeout"]),
-        size=st.integers(1, 5),
+        size=st.integers(1, 9),
         slots=st.integers(1, 3),
-        queue=st.integers(1, 12),
+        queue=st.none() | st.integers(1, 30),
+        queue_timeout=st.sampled_from([None, QUEUE_TIMEOUT]),
+        budget=st.none() | st.integers(1, 12),
+        padded=st.booleans(),
+        objective=st.none() | st.sampled_from([0.05, 2.0]),
+        isolate=st.booleans(),
+        bears=st.integers(1, 9),
     )
-    def build(self, name: Any, size: int, slots: int, queue: int) -> None:
-        self.size, self.slots, self.queue = size, slots, queue
-        self.scheduler = Scheduler(BatchPolicy(name, size, 1.0), Limits(slots, queue, queue_timeout=5.0))
+    def build(
+        self,
+        name: Any,
+        size: int,
+        slots: int,
+        queue: int | None,
+        queue_timeout: float | None,
+        budget: int | None,
+        padded: bool,
+        objective: float | None,
+        isolate: bool,
+        bears: int,
+    ) -> None:
+        self.policy = BatchPolicy(
+            name, size, MAX_WAIT, max_batch_cost=budget, padded=padded, objective=objective, isolate=isolate
+        )
+        self.limits = Limits(slots, queue, queue_timeout)
+        self.scheduler = Scheduler(self.policy, self.limits)
+        self.bears = bears  # items that the backend can take at once
         self.now = 0.0
         self.items = 0
         self.open: list[Request] = []
-        self.cancelled: list[Request] = []
         self.in_flight: list[Batch] = []
 
-    @rule(count=st.integers(1, 8))
-    def submit(self, count: int) -> None:
-        request = Request(range(self.items, self.items + count))
-        self.items += count
+    @rule(
+        costs=st.none() | st.lists(st.integers(0, 6), min_size=1, max_size=12),
+        size=st.integers(1, 12),
+        tenant=st.sampled_from("ab"),
+        weight=st.sampled_from([1.0, 4.0]),
+        timeout=st.none() | st.sampled_from([0.0, 0.1, 1.5, 4.0]),
+        key=st.none() | st.none() | st.integers(0, 3),
+    )
+    def submit(
+        self,
+        costs: list[int] | None,
+        size: int,
+        tenant: str,
+        weight: float,
+        timeout: float | None,
+        key: int | None,
+    ) -> None:
+        if key is not None:  # what has the same key is the same
+            items, costs = range(key, key + 2 * key + 1), None
+        else:
+            size = size if costs is None else len(costs)
+            items = range(self.items, self.items + size)
+            self.items += size
+        request = Request(items, costs=costs, tenant=tenant, weight=weight, timeout=timeout, key=key)
         waiting = self.scheduler.statistics().waiting
         try:
             self.scheduler.submit(self.now, request)
-        except Overloaded:
-            assert waiting + count > self.queue
+        except Overloaded as refusal:
+            told = refusal.retry_after
+            assert 1 <= told <= 30
+            assert timeout is not None or self.limits.max_queue_size is not None
+            assert self.scheduler.statistics().waiting == waiting
+        except BatchFailed:  # in quarantine
+            assert any(map(is_poison, items))
+            assert self.policy.isolate
         else:
-            assert waiting + count <= self.queue
             self.open.append(request)
 
     @rule()
     def take(self) -> None:
         batch = self.scheduler.take_batch(self.now)
         if batch is not None:
-            assert 1 <= len(batch) <= self.size
-            assert not any(request in self.cancelled for request, _, _ in batch.parts)
-            oldest_first = [request.arrived for request, _, _ in batch.parts]
-            assert oldest_first == sorted(oldest_first)
+            self.check_batch(batch)
             self.in_flight.append(batch)
+        else:
+            wakeup = self.scheduler.next_wakeup()
+            assert wakeup is None or wakeup > self.now  # else the driver would spin
+            if not self.in_flight:
+                assert all(request.arrived + MAX_WAIT > self.now for request in self.waiting())
         self.check_ended()
 
     @precondition(lambda self: self.in_flight)
-    @rule(data=st.data(), fate=st.sampled_from(["answer", "answer", "answer", "raise", "short", "item"]))
-    def complete(self, data: st.DataObject, fate: str) -> None:
+    @rule(
+        data=st.data(),
+        fate=st.sampled_from(["run"] * 5 + ["short", "item", BackendError("no"), BatchFailed("outage")]),
+        seconds=st.sampled_from([0.0, 0.01, 0.02, 0.5]),
+    )
+    def complete(self, data: st.DataObject, fate: Any, seconds: float) -> None:
         batch = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
-        outcome: Any = [item * 10 for item in batch.items]
-        if fate == "raise":
-            outcome = BackendError("no")
-        elif fate == "short":
+        outcome = self.run_backend(batch)
+        if isinstance(fate, BackendError):
+            outcome = fate
+        elif isinstance(outcome, list) and fate == "short":
             outcome.pop()
-        elif fate == "item":
+        elif isinstance(outcome, list) and fate == "item":
             outcome[0] = ValueError("this one")
+        self.now += seconds
         self.scheduler.complete(self.now, batch, outcome)
         self.check_ended()
 
@@ -76,41 +141,95 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        self.scheduler.cancel(request)
-        self.cancelled.append(request)
+        assert self.scheduler.cancel(request)
+        assert not self.scheduler.cancel(request)
 
-    @rule(seconds=st.floats(0.0, 3.0))
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.2]) | st.floats(0.0, 3.0))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule()
+    def wait_as_told(self) -> None:
+        wakeup = self.scheduler.next_wakeup()
+        self.now = max(self.now, self.now if wakeup is None else wakeup)
 
     @invariant()
     def limits_hold(self) -> None:
         statistics = self.scheduler.statistics()
-        assert 0 <= statistics.waiting <= self.queue
-        assert statistics.in_flight == len(self.in_flight) <= self.slots
+        assert statistics.in_flight == len(self.in_flight) <= self.limits.max_in_flight
+        waiting = self.waiting()
+        assert statistics.waiting == sum(len(request.items) - request.taken for request in waiting)
+        assert statistics.waiting <= (self.limits.max_queue_size or statistics.waiting)
+        cost = sum(request.cost(request.taken, len(request.items)) for request in waiting)
+        assert self.scheduler._queue.cost == cost
+
+    def waiting(self) -> list[Request]:
+        """Whatever has items in the queue: requests, or what is computed for several."""
+        computed = {id(request.carrier or request): request.carrier or request for request in self.open}
+        return [request for request in computed.values() if request.taken < len(request.items)]
+
+    def run_backend(self, batch: Batch) -> list[Any] | BackendError:
+        if len(batch) > self.bears:
+            return BatchTooLarge("out of memory")
+        if any(map(is_poison, batch.items)):
+            return BatchFailed("poison")
+        return list(map(answer, batch.items))
+
+    def check_batch(self, batch: Batch) -> None:
+        assert 1 <= len(batch) <= self.policy.max_batch_size
+        costs = [
+            1 if request.costs is None else request.costs[place]
+            for request, start, stop in batch.parts
+            for place in range(start, stop)
+        ]
+        cost = len(costs) * max(costs) if self.policy.padded else sum(costs)
+        assert batch.cost == cost
+        assert cost <= (self.policy.max_batch_cost or cost) or len(batch) == 1
+        live = {id(request.carrier or request) for request in self.open}
+        assert all(id(request) in live for request, _, _ in batch.parts)
+        if batch.search is None and not self.policy.padded:
+            last: dict[Any, float] = {}
+            for request, _, _ in batch.parts:
+                flow = request.tenant, request.weight
+                assert request.arrived >= last.get(flow, 0.0)
+                last[flow] = request.arrived
 
     def check_ended(self) -> None:
-        for request in self.scheduler.collect_ended():
+        ended = self.scheduler.collect_ended()
+        assert len({id(request.results) for request in ended}) == len(ended)  # nobody shares a list
+        for request in ended:
             self.open.remove(request)  # raises if it ended twice, or after it was cancelled
             if request.error is None:
-                assert request.results == [item * 10 for item in request.items]
+                assert request.results == list(map(answer, request.items))
+            elif isinstance(request.error, TimedOut):
+                too_long = self.limits.queue_timeout or float("inf")
+                assert request.timeout is not None or self.now >= request.arrived + too_long
 
     def teardown(self) -> None:
         """In the end everything that was admitted ends: nothing is lost and nothing is stuck."""
-        for _ in range(200):
+        for _ in range(400):
             if not self.open:
                 break
             while (batch := self.scheduler.take_batch(self.now)) is not None:
+                self.check_batch(batch)
                 self.in_flight.append(batch)
             while self.in_flight:
                 batch = self.in_flight.pop()
-                self.scheduler.complete(self.now, batch, [item * 10 for item in batch.items])
+                self.now += 0.01
+                self.scheduler.complete(self.now, batch, self.run_backend(batch))
             self.check_ended()
             wakeup = self.scheduler.next_wakeup()
             self.now = max(self.now, wakeup if wakeup is not None else self.now)
         assert not self.open
+        while self.in_flight:
+            self.scheduler.complete(self.now, self.in_flight.pop(), Unavailable("shutting down"))
+        assert self.scheduler.take_batch(self.now) is None
+        assert self.scheduler.next_wakeup() is None
         assert self.scheduler.statistics().waiting == 0
+        assert (self.scheduler._carriers, self.scheduler._deadlines) == ({}, 0)
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduler.settings = settings(
+    max_examples=250, stateful_step_count=50, deadline=None, derandomize=True, print_blob=False
+)

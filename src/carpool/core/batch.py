@@ -20,11 +20,12 @@ class Part(NamedTuple):
 class Search:
     """The search for the bad items of a batch that failed; `isolation.py` says how it goes."""
 
-    __slots__ = ("failures", "successes")
+    __slots__ = ("failures", "largest", "successes")
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures = 0  # on what was in a batch; one that was too large says nothing of an outage
         self.successes = 0
+        self.largest = 1  # items that have succeeded in one batch
 
     @property
     def is_outage(self) -> bool:

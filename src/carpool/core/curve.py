@@ -39,7 +39,8 @@ class _Bin:
         step = max(_STEP, 1 / self.count)
         apart = cost - self.cost
         expected = self.seconds + slope * apart
-        surprise = max(-_CLIP * expected, min(_CLIP * expected, seconds - expected))
+        most = _CLIP * abs(expected) or seconds  # a time of 0 is no base for a percentage
+        surprise = max(-most, min(most, seconds - expected))
         self.cost += step * apart
         self.seconds += step * (surprise + slope * apart)
 
@@ -102,7 +103,7 @@ class Curve:
             for right in bins[place + 1 :]
             if (apart := right.cost - left.cost) > 0
         ]
-        per_cost = largest.seconds / largest.cost
+        per_cost = largest.seconds / largest.cost if largest.cost else 0.0
         slope = _weighted_median(slopes) if slopes else _BLIND_SLOPE * per_cost
         self.per_cost = max(0.0, min(_STEEPEST * per_cost, slope))
         weights = sum(known.weight for known in bins)

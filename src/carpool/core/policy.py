@@ -74,7 +74,7 @@ class View(NamedTuple):
     cost: float  # of the batch that would leave
     cost_is_full: bool  # whether that is all that a batch may cost
     oldest: float  # when the oldest of them arrived
-    deadline: float  # the earliest by which one of them must be answered
+    deadline: float  # the earliest by which one of them must be answered, or leave the queue
     here: int  # items that wait or are in flight
     slots: int
     ends: Sequence[float]  # when the batches in flight are expected back, soonest first
@@ -91,14 +91,16 @@ class Policy(Protocol):
 class Timeout:
     """Leave full, or when the oldest has waited long enough. The wait counts from arrival."""
 
-    def __init__(self, policy: BatchPolicy) -> None:
+    def __init__(self, policy: BatchPolicy, curve: Curve) -> None:
         self._max_wait = policy.max_wait
+        self._curve = curve
 
     def departure(self, now: float, view: View) -> Departure:
-        """At once when full, else `max_wait` after the oldest arrived."""
+        """At once when full, else `max_wait` after the oldest arrived, or in time for the first deadline."""
         if view.waiting >= view.limit or view.cost_is_full:
             return Departure(now, "full")
-        return Departure(view.oldest + self._max_wait, "waited")
+        latest = view.deadline - max(_SHORTEST_HOLD, _LATE * self._curve.predict(view.cost))
+        return Departure(min(view.oldest + self._max_wait, latest), "waited")
 
 
 # The constants below were chosen by simulation on Poisson, bursty and closed-loop load (docs/scheduler.md).
@@ -110,7 +112,7 @@ _MERGE = 0.8  # of the fixed cost of a batch: the longest wait that merging two 
 _LONGEST_HOLD = 0.5  # of a batch's time
 _SURE = 0.6  # of the clients must return surely for an idle device to wait for them
 _MARGIN = 2.0  # a wait for returning clients must gain this many times what it costs
-_LATE = 1.1  # of the predicted time of a batch: kept free before a deadline
+_LATE = 1.25  # of the predicted time of a batch: kept free before a deadline; some more than the scheduler asks
 
 
 class Adaptive:
@@ -198,4 +200,4 @@ def _fade(value: float, end: float, width: float) -> float:
 
 def make_policy(policy: BatchPolicy, curve: Curve, arrivals: Arrivals) -> Policy:
     """The policy that `policy` names."""
-    return Timeout(policy) if policy.name == "timeout" else Adaptive(policy, curve, arrivals)
+    return Timeout(policy, curve) if policy.name == "timeout" else Adaptive(policy, curve, arrivals)

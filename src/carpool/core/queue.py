@@ -1,12 +1,13 @@
 """The queue: whose turn it is, item by item.
 
 Requests of one tenant and weight form a flow and leave in order of arrival; flows share the capacity by
-start-time fair queueing (Goyal, Vin and Cheng, 1996): each request is tagged with the virtual time at which its
-flow has used up what it had before, and the smallest tag leaves first. With one flow that is first come, first
-served. It costs O(log flows) a request.
+start-time fair queueing (Goyal, Vin and Cheng, 1996): each flow has a tag, the virtual time at which it has
+used up what it was served so far, and the smallest tag is served next. With one flow that is first come, first
+served. It costs O(log flows) a request. What is cancelled or expires unserved is not charged to anybody.
 
 It counts items and their cost, not requests, because those are what fills a batch. Removal is lazy: a request
-that ended while it waited no longer counts at once, and its entry is dropped when it comes to the front.
+that ended while it waited no longer counts at once, and its entry is dropped when it comes to the front, or
+when most entries are such.
 """
 
 from __future__ import annotations
@@ -15,23 +16,42 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from math import inf
+from operator import itemgetter
 
 from carpool.core.batch import Part
 from carpool.core.request import Request
 
 _SPARE_FLOWS = 1024  # idle flows that are remembered before they are swept
+_SPARE_ENTRIES = 64  # the same for entries of requests that have left
 
 
 class Flow:
     """The waiting requests of one tenant and weight."""
 
-    __slots__ = ("finish", "requests", "weight")
+    __slots__ = ("requests", "tag", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.finish = 0.0  # the virtual time at which it has used up what it asked for so far
+        self.tag = 0.0  # the virtual time at which it has used up what it was served so far
         self.requests: deque[Request] = deque()
+
+    def waits(self) -> bool:
+        """Whether any of its requests still waits; those that do not are dropped from the front."""
+        requests = self.requests
+        while requests:
+            request = requests[0]
+            if request.taken < len(request.items):
+                return True
+            requests.popleft()
+        return False
+
+    def in_order(self) -> Iterator[tuple[float, Request]]:
+        """Its waiting requests, each with the tag that the flow will have when its turn comes."""
+        tag = self.tag
+        for request in self.requests:
+            if _waits(request):
+                yield tag, request
+                tag += request.cost(request.taken, len(request.items)) / self.weight
 
 
 class Queue:
@@ -41,9 +61,9 @@ class Queue:
 
     def __init__(self) -> None:
         self._flows: dict[tuple[str, float], Flow] = {}
-        self._heads: list[tuple[float, int, Flow]] = []  # a heap: the tag of each busy flow's first request
+        self._heads: list[tuple[float, int, Flow]] = []  # a heap: the busy flows by their tags
         self._arrivals: deque[Request] = deque()  # all of them in order of arrival
-        self._virtual = 0.0  # the tag of what left last
+        self._virtual = 0.0  # the largest tag that was served
         self._pushed = 0
         self._waiting = 0
         self.cost = 0.0
@@ -56,37 +76,32 @@ class Queue:
 
     def push(self, request: Request) -> None:
         """Add a request at the back of its flow."""
-        flow = self._flows.get((request.tenant, request.weight))
-        if flow is None:
-            flow = self._flows[request.tenant, request.weight] = Flow(request.weight)
-            self._sweep()
-        size = len(request.items)
-        cost = request.cost(0, size)
-        request.tag = max(self._virtual, flow.finish)
-        flow.finish = request.tag + cost / flow.weight
+        flow = self._flow_of(request)
         if not flow.requests:
+            flow.tag = max(flow.tag, self._virtual)
             self._pushed += 1
-            heapq.heappush(self._heads, (request.tag, self._pushed, flow))
+            heapq.heappush(self._heads, (flow.tag, self._pushed, flow))
         flow.requests.append(request)
         self._arrivals.append(request)
+        size = len(request.items)
         self._waiting += size
-        self.cost += cost
+        self.cost += request.cost(0, size)
+        if len(self._arrivals) > _SPARE_ENTRIES + 2 * self._waiting:
+            self._compact()
 
     def withdraw(self, request: Request) -> None:
         """Stop counting what still waits of a request that has ended."""
         size = len(request.items)
         if request.taken < size:
-            self._waiting -= size - request.taken
-            self.cost -= request.cost(request.taken, size)
+            self._uncount(size - request.taken, request.cost(request.taken, size))
             request.taken = size
 
     def oldest(self) -> Request | None:
         """The request that has waited longest."""
         arrivals = self._arrivals
         while arrivals:
-            request = arrivals[0]
-            if request.taken < len(request.items):
-                return request
+            if _waits(arrivals[0]):
+                return arrivals[0]
             arrivals.popleft()
         return None
 
@@ -96,7 +111,8 @@ class Queue:
         `admit` is asked before a request leaves and may end it instead.
         """
         parts: list[Part] = []
-        while limit and (request := self._front()) is not None:
+        while limit and (flow := self._front()) is not None:
+            request = flow.requests[0]
             if not admit(request):
                 self.withdraw(request)
                 continue
@@ -107,59 +123,72 @@ class Queue:
                 stop, cost = _cut(request, start, stop, budget, not parts)
                 if stop == start:
                     break
-            parts.append(self._take_span(request, start, stop, cost))
+            parts.append(self._take_span(flow, request, stop, cost))
             limit -= stop - start
             budget -= cost
         return parts
 
     def take_chosen(self, request: Request, stop: int) -> Part:
         """Take out the next items of any waiting request, up to `stop`."""
-        return self._take_span(request, request.taken, stop, request.cost(request.taken, stop))
+        return self._take_span(self._flow_of(request), request, stop, request.cost(request.taken, stop))
 
     def candidates(self, count: int) -> list[Request]:
         """The first requests in fair order, so many at most."""
-        busy = [flow.requests for _, _, flow in self._heads]
-        if len(busy) == 1:
-            return list(islice(_waiting(busy[0]), count))
-        return list(islice(heapq.merge(*map(_waiting, busy), key=lambda request: request.tag), count))
+        self._forget_idle_heads()
+        in_order = heapq.merge(*(flow.in_order() for _, _, flow in self._heads), key=itemgetter(0))
+        return [request for _, request in islice(in_order, count)]
 
-    def _take_span(self, request: Request, start: int, stop: int, cost: float) -> Part:
-        self._virtual = max(self._virtual, request.tag)
-        request.tag += cost / request.weight
+    def _flow_of(self, request: Request) -> Flow:
+        """The flow of a request. Flows for which nothing waits are forgotten once there are many."""
+        flow = self._flows.get((request.tenant, request.weight))
+        if flow is None:
+            if len(self._flows) > _SPARE_FLOWS + 2 * len(self._heads):
+                self._flows = {key: known for key, known in self._flows.items() if known.requests}
+            flow = self._flows[request.tenant, request.weight] = Flow(request.weight)
+        return flow
+
+    def _take_span(self, flow: Flow, request: Request, stop: int, cost: float) -> Part:
+        start = request.taken
+        self._virtual = max(self._virtual, flow.tag)
+        flow.tag += cost / flow.weight
         request.taken = stop
-        self._waiting -= stop - start
-        self.cost = self.cost - cost if self._waiting else 0.0  # so that rounding does not add up
+        self._uncount(stop - start, cost)
         return Part(request, start, stop)
 
-    def _front(self) -> Request | None:
-        """The request whose turn it is, with the heap of flows put right on the way."""
+    def _uncount(self, items: int, cost: float) -> None:
+        self._waiting -= items
+        self.cost = self.cost - cost if self._waiting else 0.0  # so that rounding does not add up
+
+    def _front(self) -> Flow | None:
+        """The flow whose turn it is, with the heap put right on the way."""
         heads = self._heads
         while heads:
             tag, _, flow = heads[0]
-            requests = flow.requests
-            while requests and requests[0].taken == len(requests[0].items):
-                requests.popleft()
-            if not requests:
+            if not flow.waits():
                 heapq.heappop(heads)
-            elif requests[0].tag > tag:
+            elif len(heads) == 1:  # whose tag matters to nobody else
+                return flow
+            elif flow.tag > tag:
                 self._pushed += 1
-                heapq.heapreplace(heads, (requests[0].tag, self._pushed, flow))
-                if heads[0][2] is flow:
-                    return requests[0]
+                heapq.heapreplace(heads, (flow.tag, self._pushed, flow))
             else:
-                return requests[0]
+                return flow
         return None
 
-    def _sweep(self) -> None:
-        """Forget flows that wait for nothing and owe nothing, once there are many."""
-        if len(self._flows) > _SPARE_FLOWS + 2 * len(self._heads):
-            self._flows = {
-                key: flow for key, flow in self._flows.items() if flow.requests or flow.finish > self._virtual
-            }
+    def _forget_idle_heads(self) -> None:
+        self._heads = [(flow.tag, number, flow) for _, number, flow in self._heads if flow.waits()]
+        heapq.heapify(self._heads)
+
+    def _compact(self) -> None:
+        """Drop the entries of requests that have left, wherever they are."""
+        self._arrivals = deque(filter(_waits, self._arrivals))
+        for _, _, flow in self._heads:
+            flow.requests = deque(filter(_waits, flow.requests))
+        self._forget_idle_heads()
 
 
-def _waiting(requests: deque[Request]) -> Iterator[Request]:
-    return (request for request in requests if request.taken < len(request.items))
+def _waits(request: Request) -> bool:
+    return request.taken < len(request.items)
 
 
 def _cut(request: Request, start: int, stop: int, budget: float, must: bool) -> tuple[int, float]:
@@ -171,6 +200,3 @@ def _cut(request: Request, start: int, stop: int, budget: float, must: bool) -> 
             return place, spent
         spent += cost
     return stop, spent
-
-
-NO_BUDGET = inf

@@ -42,7 +42,6 @@ class Request:
         "missing",
         "results",
         "riders",
-        "tag",
         "taken",
         "tenant",
         "timeout",
@@ -61,6 +60,8 @@ class Request:
         key: Hashable = None,
     ) -> None:
         size = len(items)
+        if costs is not None and not all(0 <= cost < inf for cost in costs):
+            raise ValueError("a cost is a number, 0 or more")
         self.items = items
         self.costs = costs
         self.deliver = deliver
@@ -71,7 +72,6 @@ class Request:
         self.arrived = 0.0  # the times are the scheduler's, which sets them
         self.deadline = inf  # by when it must be answered
         self.expires = inf  # until when it may wait
-        self.tag = 0.0  # its place in the fair order
         self.taken = 0  # items that have left the queue, always the first ones
         self.missing = size  # items whose result is not here yet
         self.results: list[Any] = [None] * size

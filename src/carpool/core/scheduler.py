@@ -20,7 +20,7 @@ from carpool.core import selection
 from carpool.core.admission import SAFETY, ComeBack, Limits
 from carpool.core.arrivals import Arrivals
 from carpool.core.batch import Batch, Part, Search
-from carpool.core.curve import Curve
+from carpool.core.device import Device
 from carpool.core.isolation import Budget, Quarantine, halves
 from carpool.core.policy import BatchPolicy, View, make_policy
 from carpool.core.queue import Queue
@@ -28,9 +28,11 @@ from carpool.core.request import Request
 from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Overloaded, TimedOut
 
 _RETURN_WINDOW = 0.5  # of a batch's time: who comes later than that after its end was not waiting for it
+_EARLY = 0.001  # seconds: a batch leaves so much too early rather than wait for a timer that is no finer
 _LATE = 1.1  # times the predicted time of the next batch must fit before a deadline when it leaves
 _HEADROOM = 1.2  # over the batch size that the load needs, where an objective asks for small batches
 _GROW_AFTER = 100  # batches without a complaint, until a size that was too large is approached by one
+_SPARE_EXPIRIES = 64  # of requests that have left, before they are swept
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class Scheduler:
         self._max_queue_size = inf if limits.max_queue_size is None else limits.max_queue_size
         self._queue_timeout = inf if limits.queue_timeout is None else limits.queue_timeout
         self._budget = inf if policy.max_batch_cost is None else policy.max_batch_cost
-        self.curve = Curve()
+        self._device = Device()
+        self._watches_device = policy.name == "adaptive" and limits.max_in_flight > 1
+        self.curve = self._device.curve
         self.arrivals = Arrivals()
         self._departures = make_policy(policy, self.curve, self.arrivals)
         self._queue = Queue()
@@ -61,6 +65,7 @@ class Scheduler:
         self._look_at = inf  # when the next batch may leave, as far as is known
         self._ended: list[Request] = []
         self._expiries: list[tuple[float, int, Request]] = []  # a heap, with entries of requests that have left
+        self._sweep_at = _SPARE_EXPIRIES
         self._submitted = 0
         self._deadlines = 0  # requests with a deadline that are not answered yet
         self._carriers: dict[Hashable, Request] = {}
@@ -70,6 +75,8 @@ class Scheduler:
         self._come_back = ComeBack()
         self._size_cap = policy.max_batch_size  # what the backend has shown to bear
         self._since_complaint = 0
+        self._roomy_below = 0  # with fewer waiting, nobody waits for longer than the next
+        self._roomy_wait = 0.0
 
     def __repr__(self) -> str:
         return f"<Scheduler: {len(self._queue)} waiting, {len(self._in_flight)} of {self._slots} slots busy>"
@@ -123,7 +130,8 @@ class Scheduler:
     def take_batch(self, now: float) -> Batch | None:
         """The batch that leaves now, if one does; ask again until none does."""
         self._look_at = inf
-        self._drop_expired(now)
+        if self._expiries and self._expiries[0][0] <= now:
+            self._drop_expired(now)
         while len(self._in_flight) < self._slots:
             if self._retries:
                 if (batch := self._take_retry(now)) is not None:
@@ -132,7 +140,11 @@ class Scheduler:
             oldest = self._queue.oldest()
             if oldest is None:
                 return None
-            departure = self._departures.departure(now, self._view(oldest))
+            view = self._view(oldest)
+            if (opens := self._opens_at(view)) > now + _EARLY:
+                self._look_at = opens
+                return None
+            departure = self._departures.departure(now, view)
             if departure.at > now:
                 self._look_at = departure.at
                 return None
@@ -148,6 +160,7 @@ class Scheduler:
         del self._in_flight[batch.number]
         self._items_in_flight -= len(batch)
         self._look_at = now
+        self._roomy_below = 0
         if not isinstance(outcome, BaseException) and len(outcome) != len(batch):
             outcome = BackendError(
                 f"the backend returned {len(outcome)} results for {len(batch)} inputs",
@@ -157,6 +170,9 @@ class Scheduler:
             self._failed(now, batch, outcome)
         else:
             self._succeeded(now, batch, outcome)
+        self._device.ended(now)
+        if self._device.serial:
+            self._device.expect(now, self._in_flight.values())
 
     def next_wakeup(self) -> float | None:
         """When to call `take_batch` again if nothing else happens before; None if there is no need."""
@@ -177,6 +193,26 @@ class Scheduler:
 
     # -- forming a batch -----------------------------------------------------------------------------------
 
+    @property
+    def _width(self) -> int:
+        """How many batches run at once: as many as there are slots, or one where they lead to one device."""
+        return 1 if self._device.serial else self._slots
+
+    def _last_expected(self) -> float:
+        """When the batch that left last is expected back."""
+        return self._in_flight[next(reversed(self._in_flight))].expected_at if self._in_flight else -inf
+
+    def _opens_at(self, view: View) -> float:
+        """When a serial device can do with another batch: one that leaves then finds it idle at last.
+
+        A batch that cannot grow may go ahead by one batch time: it would only wait here.
+        """
+        if not self._device.serial:
+            return -inf
+        is_full = view.waiting >= view.limit or view.cost_is_full
+        ahead = self.curve.predict(view.cost) if is_full else 0.0
+        return self._last_expected() - self._device.overlap - ahead
+
     def _limit(self) -> int:
         """How many items a batch may have now: what was configured, what the backend bears, what is fast.
 
@@ -187,10 +223,10 @@ class Scheduler:
         objective, curve = self._policy.objective, self.curve
         if objective is None or not curve.ready or curve.per_cost <= 0:
             return limit
-        slots = self._slots
-        fast = (objective * slots / (slots + 1) - curve.fixed) / curve.per_cost
-        rate = self.arrivals.rate
-        spare = slots - rate * curve.per_cost
+        slots, rate = self._width, self.arrivals.rate
+        per_item = curve.per_cost * (self._queue.cost / len(self._queue) if self._queue.cost else 1.0)
+        fast = (objective * slots / (slots + 1) - self._device.overlap - curve.fixed) / per_item
+        spare = slots - rate * per_item
         needed = _HEADROOM * rate * curve.fixed / spare if spare > 0 else inf
         return max(1, int(min(limit, max(fast, needed))))
 
@@ -203,18 +239,16 @@ class Scheduler:
             cost=min(cost, self._budget),
             cost_is_full=cost >= self._budget,
             oldest=oldest.arrived,
-            deadline=self._earliest_deadline(),
+            deadline=self._earliest_deadline() - self._device.overlap,
             here=waiting + self._items_in_flight,
-            slots=self._slots,
-            ends=sorted(batch.expected_at for batch in self._in_flight.values()),
+            slots=self._width,
+            ends=() if self._device.serial else sorted(b.expected_at for b in self._in_flight.values()),
         )
 
     def _earliest_deadline(self) -> float:
-        """By when the first of those that wait must be answered."""
-        if not self._deadlines:
-            return inf
+        """By when the first of those that wait must be answered, or may wait no longer."""
         self._forget_left_expiries()
-        return self._expiries[0][2].deadline if self._expiries else inf
+        return self._expiries[0][0] if self._expiries else inf
 
     def _select(self, now: float) -> list[Part]:
         """Take the next batch's items out of the queue; nothing, if all that waited came too late."""
@@ -223,14 +257,18 @@ class Scheduler:
         if self._deadlines and self.curve.ready:
             size = min(limit, len(self._queue))
             cost = self._queue.cost * size / len(self._queue)
-            ready_at = now + _LATE * self.curve.predict(min(cost, self._budget))
+            ready_at = now + _LATE * (self._device.overlap + self.curve.predict(min(cost, self._budget)))
 
         def admit(request: Request) -> bool:
-            return request.deadline >= ready_at or not self._drop_late(request, ready_at)
+            return not self._drop_late(request, ready_at)
 
         if not self._policy.padded:
             return self._queue.take(limit, self._budget, admit)
-        candidates = [request for request in self._queue.candidates(selection.CANDIDATES) if admit(request)]
+        candidates = [
+            request
+            for request in self._queue.candidates(selection.CANDIDATES_PER_ITEM * limit)
+            if admit(request)
+        ]
         if not candidates:
             return []
         chosen = selection.choose(now, candidates, limit, self._budget, self.curve)
@@ -245,7 +283,7 @@ class Scheduler:
         self._batches += 1
         batch = Batch(self._batches, parts, now, reason, search)
         batch.cost = self._price(parts)
-        batch.expected_at = now + self.curve.predict(batch.cost)
+        self._device.expect(self._last_expected(), (batch,))
         self._in_flight[batch.number] = batch
         self._items_in_flight += len(batch)
         return batch
@@ -262,11 +300,17 @@ class Scheduler:
 
     def _succeeded(self, now: float, batch: Batch, results: Sequence[Any]) -> None:
         if batch.search is None:
-            if batch.number > 1:  # the first may be a cold start
+            if self._watches_device:
+                if self._device.learn(now, batch):
+                    self.curve = self._device.curve
+                    self._departures = make_policy(self._policy, self.curve, self.arrivals)
+            elif batch.number > 1:  # the first may be a cold start
                 self.curve.learn(batch.cost, now - batch.taken_at)
             self._isolation_budget.earn()
         else:
             batch.search.successes += 1
+            batch.search.largest = max(batch.search.largest, len(batch))
+            self._size_cap = max(self._size_cap, len(batch))
         self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * self.curve.predict(batch.cost))
         self._since_complaint += 1
         if self._size_cap < self._policy.max_batch_size and self._since_complaint >= _GROW_AFTER:
@@ -280,11 +324,12 @@ class Scheduler:
 
     def _failed(self, now: float, batch: Batch, error: BaseException) -> None:
         """Run it again in halves if that can help; else it is the error of everyone in it."""
-        if isinstance(error, BatchTooLarge):
-            self._size_cap = max(1, min(self._size_cap, len(batch) // 2))
-            self._since_complaint = 0
         search = batch.search or Search()
-        if batch.search is not None:
+        if isinstance(error, BatchTooLarge):
+            if len(batch) > 1:  # else it is the item that is too large
+                self._size_cap = max(search.largest, min(self._size_cap, len(batch) // 2))
+                self._since_complaint = 0
+        elif batch.search is not None:
             search.failures += 1
         if self._may_split(batch, error, search):
             self._retries.extend((half, search) for half in halves(batch))
@@ -315,7 +360,7 @@ class Scheduler:
             self._ended.append(request)
             return
         for rider in request.riders:
-            rider.results, rider.error, rider.ended = request.results, request.error, True
+            rider.results, rider.error, rider.ended = list(request.results), request.error, True
             self._let_go(rider, still_riding=False)
             self._ended.append(rider)
 
@@ -353,10 +398,21 @@ class Scheduler:
     # -- deadlines and admission ---------------------------------------------------------------------------
 
     def _admit_by(self, now: float, request: Request, timeout: float) -> None:
-        """Give a request its deadline, or refuse it if it would not make it."""
-        wait = self._time_to_answer(now, request) if self.curve.ready else 0.0
-        if SAFETY * wait > timeout:
-            raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
+        """Give a request its deadline, or refuse it if it would not make it.
+
+        What was predicted for one request holds, with two batch times to spare, for those that come after it
+        until a batch is back or another batch's worth waits; most deadlines are far beyond even that.
+        """
+        roomy = len(self._queue) < self._roomy_below and SAFETY * self._roomy_wait <= timeout
+        if self.curve.ready and not (roomy and len(request.items) == 1):
+            wait = self._time_to_answer(now, request)
+            if SAFETY * wait > timeout:
+                raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
+            limit = self._limit()
+            waiting = len(self._queue) + 1
+            cost = min(self._budget, limit * (self._queue.cost + request.cost(0, 1)) / waiting)
+            self._roomy_below = waiting + limit
+            self._roomy_wait = wait + 2 * self.curve.predict(cost)
         request.deadline = now + timeout
 
     def _time_to_answer(self, now: float, request: Request) -> float:
@@ -365,29 +421,32 @@ class Scheduler:
         waiting = len(self._queue) + len(request.items)
         cost = (self._queue.cost + request.cost(0, len(request.items))) / waiting
         free_in = 0.0
-        if len(self._in_flight) >= self._slots:
+        if self._device.serial:
+            free_in = max(self._device.overlap, self._last_expected() - now)
+        elif len(self._in_flight) >= self._slots:
             free_in = max(0.0, min(batch.expected_at for batch in self._in_flight.values()) - now)
         full, rest = divmod(waiting - 1, limit)
-        before = full * self.curve.predict(min(limit * cost, self._budget)) / self._slots
+        before = full * self.curve.predict(min(limit * cost, self._budget)) / self._width
         return free_in + before + self.curve.predict(min((rest + 1) * cost, self._budget))
 
     def _overloaded(self, now: float, message: str) -> Overloaded:
         limit, capacity, wait = self._limit(), 0.0, 1.0
         if self.curve.ready and len(self._queue):
             seconds = self.curve.predict(min(limit * self._queue.cost / len(self._queue), self._budget))
-            capacity = self._slots * limit / max(seconds, 1e-9)
-            wait = ceil(len(self._queue) / limit) * seconds / self._slots
+            capacity = self._width * limit / max(seconds, 1e-9)
+            wait = ceil(len(self._queue) / limit) * seconds / self._width
         retry_after = self._come_back.seconds(now, wait, capacity)
         allowed = f"at most {self._max_queue_size} may wait; " if self._max_queue_size < inf else ""
         return Overloaded(message, f"{allowed}come back in {retry_after} s", retry_after)
 
     def _watch(self, request: Request) -> None:
-        """Remember when a request expires. Entries of those that have left are swept once they are the most."""
+        """Remember when a request expires. Entries of those that have left are swept now and then."""
         self._submitted += 1
         heapq.heappush(self._expiries, (request.expires, self._submitted, request))
-        if len(self._expiries) > 64 + 4 * len(self._queue):
+        if len(self._expiries) > self._sweep_at:
             self._expiries = [entry for entry in self._expiries if not _has_left(entry[2])]
             heapq.heapify(self._expiries)
+            self._sweep_at = _SPARE_EXPIRIES + 2 * len(self._expiries)
 
     def _forget_left_expiries(self) -> None:
         while self._expiries and _has_left(self._expiries[0][2]):

@@ -226,16 +226,22 @@ class Batcher(Generic[In, Out]):
 
     async def _run(self, batch: Batch) -> None:
         left_at = self._now()
-        outcome: Sequence[Out] | BaseException = Unavailable("shutting down", "the batch was interrupted")
         try:
             outcome = await self._outcome(batch)
-        finally:  # whatever happens, cancellation included, its callers get an answer
-            now = self._now()
-            self._scheduler.complete(now, batch, outcome)
-            error = outcome if isinstance(outcome, BaseException) else None
-            self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error))
-            self._deliver(now)
-        self._kick(now)
+        except BaseException:  # cancelled, or the program ends: its callers get an answer all the same
+            self._complete(left_at, batch, Unavailable("shutting down", "the batch was interrupted"))
+            self._deliver(self._now())
+            raise
+        self._complete(left_at, batch, outcome)
+        # The next batch is on its way before the answers of this one are handed out: a device that waits for
+        # its next batch must not wait for the callers of the last.
+        self._kick()
+
+    def _complete(self, left_at: float, batch: Batch, outcome: Sequence[Out] | BaseException) -> None:
+        now = self._now()
+        self._scheduler.complete(now, batch, outcome)
+        error = outcome if isinstance(outcome, BaseException) else None
+        self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error))
 
     async def _outcome(self, batch: Batch) -> Sequence[Out] | BaseException:
         deadline = asyncio.timeout(self.limits.batch_timeout)

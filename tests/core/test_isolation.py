@@ -1,0 +1,183 @@
+"""A bad item fails alone, an outage is not searched for one, and a batch that was too large is made smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from carpool.core.batch import Batch, Part
+from carpool.core.isolation import Quarantine, halves
+from carpool.core.request import Request
+from carpool.core.scheduler import Scheduler
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Unavailable
+from tests.core.support import echo, fails_on, make, must_take, serve_all, submit
+
+
+def singles(scheduler: Scheduler, items: Sequence[Any], now: float = 0.0) -> list[Request]:
+    return [submit(scheduler, now, item, key=item) for item in items]
+
+
+@pytest.mark.parametrize("bad", [0, 1, 15, 16, 30, 31])
+def test_one_bad_item_of_32_fails_alone(bad: int) -> None:
+    """It costs ten more calls, wherever it sits; its companions are answered."""
+    scheduler = make(32)
+    requests = singles(scheduler, range(32))
+    batches = serve_all(scheduler, 0.0, fails_on(bad))
+    assert len(batches) <= 1 + 12
+    assert [batch.reason for batch in batches[1:]] == ["isolation"] * (len(batches) - 1)
+    assert [request.items[0] for request in requests if request.error is not None] == [bad]
+    assert isinstance(requests[bad].error, BatchFailed)
+    assert all(request.results == [request.items[0]] for request in requests if request.error is None)
+
+
+def test_the_search_goes_before_what_waits() -> None:
+    """The companions of a bad item have waited long enough."""
+    scheduler = make(4)
+    singles(scheduler, range(8))
+    first = must_take(scheduler, 0.0)
+    scheduler.complete(1.0, first, BatchFailed("bad item"))
+    assert [batch.items for batch in serve_all(scheduler, 1.0)] == [[0, 1], [2, 3], [4, 5, 6, 7]]
+
+
+def test_a_bad_item_is_refused_for_a_minute() -> None:
+    """The same payload again is answered with the same error, at once; then it may try again."""
+    scheduler = make(32)
+    bad = singles(scheduler, range(32))[20]
+    serve_all(scheduler, 0.0, fails_on(20))
+    with pytest.raises(BatchFailed) as caught:
+        submit(scheduler, 59.0, 20, key=20)
+    assert caught.value is bad.error
+    submit(scheduler, 59.0, 19, key=19)
+    submit(scheduler, 70.0, 20, key=20)
+
+
+def test_a_lone_request_that_fails_is_not_called_bad() -> None:
+    """Nothing shows that it was the item and not the backend."""
+    scheduler = make(32)
+    submit(scheduler, 0.0, "a", key="a")
+    serve_all(scheduler, 0.0, fails_on("a"))
+    submit(scheduler, 1.0, "a", key="a")
+
+
+def test_an_outage_is_not_searched() -> None:
+    """When everything fails, all 32 are told after a few calls and not after 63; none of them is called bad."""
+    scheduler = make(32)
+    requests = singles(scheduler, range(32))
+    batches = serve_all(scheduler, 0.0, lambda batch: BatchFailed("down"))
+    assert len(batches) <= 10
+    assert all(isinstance(request.error, BatchFailed) for request in requests)
+    singles(scheduler, range(32), 1.0)
+
+
+@pytest.mark.parametrize("error", [BackendError("timed out"), Unavailable("no replica")])
+def test_other_errors_are_not_searched(error: BaseException) -> None:
+    """They say nothing of what was in the batch."""
+    scheduler = make(32)
+    requests = singles(scheduler, range(32))
+    assert len(serve_all(scheduler, 0.0, lambda batch: error)) == 1
+    assert all(request.error is error for request in requests)
+
+
+def test_isolation_can_be_switched_off() -> None:
+    """Then a bad item fails its batch."""
+    scheduler = make(32, isolate=False)
+    requests = singles(scheduler, range(32))
+    assert len(serve_all(scheduler, 0.0, fails_on(3))) == 1
+    assert all(request.error is not None for request in requests)
+
+
+def test_in_the_long_run_a_tenth_of_the_calls_is_for_isolation() -> None:
+    """However many items are bad, the search for them does not eat the capacity."""
+    scheduler = make(8)
+    calls = {"isolation": 0, "other": 0}
+    for number in range(500):
+        for item in range(8):
+            submit(scheduler, float(number), (number, item))
+        for batch in serve_all(scheduler, float(number), fails_on(*((number, 3),) if number % 3 else ())):
+            calls["isolation" if batch.reason == "isolation" else "other"] += 1
+    assert calls["other"] == 500
+    assert calls["isolation"] <= 12 + 0.1 * calls["other"]
+
+
+def test_a_request_of_many_items_with_a_bad_one_fails_once_and_runs_no_further() -> None:
+    """Its other items are not worth a call; its companions are."""
+    scheduler = make(8)
+    large, small = submit(scheduler, 0.0, *range(6)), submit(scheduler, 0.0, "a", "b")
+    batches = serve_all(scheduler, 0.0, fails_on(0))
+    assert isinstance(large.error, BatchFailed)
+    assert small.results == ["a", "b"]
+    assert scheduler.collect_ended() == [small, large]
+    assert len(batches) <= 7
+
+
+def test_what_is_cancelled_during_the_search_is_not_run_again() -> None:
+    """Nor is an empty batch sent in its place."""
+    scheduler = make(4)
+    requests = singles(scheduler, range(4))
+    scheduler.complete(1.0, must_take(scheduler, 0.0), BatchFailed("bad item"))
+    scheduler.cancel(requests[2])
+    scheduler.cancel(requests[3])
+    assert [batch.items for batch in serve_all(scheduler, 1.0)] == [[0, 1]]
+
+
+def bears(most: int) -> Any:
+    return lambda batch: BatchTooLarge("out of memory") if len(batch) > most else echo(batch)
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 20])
+def test_a_batch_that_was_too_large_is_answered_in_pieces(most: int) -> None:
+    """However small they must be: this is no outage."""
+    scheduler = make(32)
+    requests = singles(scheduler, range(64))
+    batches = serve_all(scheduler, 0.0, bears(most))
+    assert [request.results for request in requests] == [[number] for number in range(64)]
+    assert len([batch for batch in batches if len(batch) > most and batch.reason != "isolation"]) == 1
+
+
+def test_the_size_that_was_too_large_is_approached_again() -> None:
+    """Halved at once, then one more for every hundred batches that went well."""
+    scheduler = make(32)
+    singles(scheduler, range(32))
+    serve_all(scheduler, 0.0, bears(20))
+    sizes = []
+    for number in range(1, 1000):
+        for _ in range(32):
+            submit(scheduler, float(number), "a")
+        sizes.append(max(len(batch) for batch in serve_all(scheduler, float(number), bears(20))))
+    assert sizes[0] == 16
+    assert 17 in sizes[:100]
+    assert 20 in sizes
+    assert max(sizes) <= 21
+
+
+def test_one_item_that_is_too_large_by_itself_does_not_make_every_batch_small() -> None:
+    """What its companions have shown the backend to bear still holds."""
+    scheduler = make(32)
+    giant = lambda batch: BatchTooLarge("no") if "giant" in batch.items else echo(batch)  # noqa: E731
+    submit(scheduler, 0.0, "giant")
+    serve_all(scheduler, 0.0, giant)
+    requests = singles(scheduler, [*range(5), "giant", *range(5, 31)], 1.0)
+    serve_all(scheduler, 1.0, giant)
+    assert [request.items[0] for request in requests if request.error is not None] == ["giant"]
+    singles(scheduler, range(32), 2.0)
+    assert len(must_take(scheduler, 2.0)) == 16
+
+
+def test_halves_cut_a_request_where_the_middle_falls() -> None:
+    """Nothing is lost and nothing doubled."""
+    first, second = Request("abc"), Request("defgh")
+    left, right = halves(Batch(1, [Part(first, 0, 3), Part(second, 0, 5)], 0.0, "full"))
+    assert left == [(first, 0, 3), (second, 0, 1)]
+    assert right == [(second, 1, 5)]
+
+
+def test_the_quarantine_is_bounded() -> None:
+    """The oldest are forgotten when there are many."""
+    quarantine = Quarantine()
+    for number in range(5000):
+        quarantine.add(0.0, number, BatchFailed("bad"))
+    assert quarantine.find(0.0, 0) is None
+    assert quarantine.find(0.0, 4999) is not None
+    assert len(quarantine._known) <= 1024
