@@ -67,12 +67,14 @@ class Arrivals:
 
     def arrived(self, now: float, items: int, here: int) -> None:
         """A request of so many items has come, and with it so many wait or are in flight."""
-        self._peak = max(self._peak, here)
+        if here > self._peak:
+            self._peak = here
         if not self._count % _PEAK_OF:
             self._peak_before, self._peak = self._peak, here
         if self._count:
             gap = min(_LONGEST_GAP, now - self._last) / items
-            self._gap += max(_RATE_STEP, 1 / self._count) * (gap - self._gap)
+            step = _RATE_STEP if self._count > 1 / _RATE_STEP else 1 / self._count
+            self._gap += step * (gap - self._gap)
         self._count += 1
         self._last = now
         if now - self._ended_at <= self._window:

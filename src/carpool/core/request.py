@@ -97,16 +97,18 @@ class Request:
         self.error = error
         self.ended = True
 
-    def receive(self, start: int, results: Sequence[Any]) -> bool:
-        """Put the results of the items from `start` on in their places; whether that ends the request.
+    def receive(self, start: int, stop: int, results: Sequence[Any], offset: int) -> bool:
+        """Put a batch's results from `offset` on in the places of the items `start:stop`; whether that ends it.
 
         A result that is an exception is the error of its item, and fails its request alone.
         """
-        for position, result in enumerate(results, start):
+        for place in range(start, stop):
+            result = results[offset]
             if isinstance(result, BaseException):
                 self.fail(result)
                 return True
-            self.results[position] = result
-        self.missing -= len(results)
+            self.results[place] = result
+            offset += 1
+        self.missing -= stop - start
         self.ended = not self.missing
         return self.ended

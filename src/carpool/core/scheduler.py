@@ -263,7 +263,7 @@ class Scheduler:
             return not self._drop_late(request, ready_at)
 
         if not self._policy.padded:
-            return self._queue.take(limit, self._budget, admit)
+            return self._queue.take(limit, self._budget, admit if self._deadlines else None)
         candidates = [
             request
             for request in self._queue.candidates(selection.CANDIDATES_PER_ITEM * limit)
@@ -318,7 +318,7 @@ class Scheduler:
             self._since_complaint = 0
         position = 0
         for request, start, stop in batch.parts:
-            if not request.ended and request.receive(start, results[position : position + stop - start]):
+            if not request.ended and request.receive(start, stop, results, position):
                 self._hand_out(request)
             position += stop - start
 
@@ -355,10 +355,11 @@ class Scheduler:
 
     def _hand_out(self, request: Request) -> None:
         """A request has ended: for its caller, or for all who ride with it."""
-        self._let_go(request)
         if request.riders is None:
+            self._let_go(request)
             self._ended.append(request)
             return
+        self._let_go(request)
         for rider in request.riders:
             rider.results, rider.error, rider.ended = list(request.results), request.error, True
             self._let_go(rider, still_riding=False)
@@ -372,7 +373,8 @@ class Scheduler:
             del self._carriers[request.key]
         carrier = request.carrier
         if carrier is None:
-            self._queue.withdraw(request)
+            if request.taken < len(request.items):
+                self._queue.withdraw(request)
         elif still_riding and carrier.riders is not None:
             carrier.riders.remove(request)
             if not carrier.riders:
