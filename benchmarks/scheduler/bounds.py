@@ -3,7 +3,8 @@
 The exact optima are in `optimum.json`. They were computed once, for Poisson arrivals and batches without
 noise, by solving the Markov decision process "leave now or hold": for one slot over the number waiting
 (policy iteration), for two slots over the number waiting and both slots' remaining times in steps of half a
-millisecond (value iteration).
+millisecond (value iteration). Steps so coarse cost about 1 % at the lowest loads: at 5 and 10 % the values are
+from finer steps, at 5 % extrapolated to none.
 """
 
 from __future__ import annotations

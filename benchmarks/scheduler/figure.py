@@ -61,7 +61,7 @@ LINES = (
     Line("timeout 100 ms", (TIMEOUTS[100],), "#b0b0b0", 1.6, "-", (Name(2, 22, 52),)),
     Line("timeout 10 ms", (TIMEOUTS[10],), "#959595", 1.6, "-", (Name(2, 20, 19.2, 13),)),
     Line("timeout 5 ms", (TIMEOUTS[5],), "#757575", 1.6, "-", (Name(2, 6, 13.7, 5),)),
-    Line("best timeout, in hindsight", tuple(CANDIDATES), "#1f5fa8", 1.4, "--", (Name(4, 8, 10.9, 21),)),
+    Line("best timeout, in hindsight", tuple(CANDIDATES), "#1f5fa8", 1.4, "--", (Name(4, 6, 11.1, 21),)),
     Line("carpool adaptive", (ADAPTIVE,), "#d1450b", 3.0, "-", (Name(1, 36, 14.2), Name(2, 40, 12.6))),
 )
 

@@ -256,22 +256,24 @@ class Overload:
 class Padded:
     """Texts of mixed lengths on a device that pads every batch to its longest."""
 
-    title = "Padded lengths, 5 ms + 0.01 ms per padded token, C=1, 64 items and 16 384 tokens at most: ms"
+    title = "Padded lengths, 5 ms + 0.01 ms per padded token, C=1, 64 items at most: ms"
     device = Device(1, a=0.005, c=0.00001)
     rates = (200, 500, 750)
     flood = 1200  # requests per second, more than the device can do without any padding (928)
     size = 64  # where the design's "no padding" of 923 a second lies
-    budget = 16_384.0  # the default token budget of Text Embeddings Inference
+    budget = 4096.0  # padded tokens in a batch; of those tried, it comes nearest to the design's 833 a second
+    wide = 16_384.0  # the default budget of Text Embeddings Inference
 
     def __init__(self, requests: int) -> None:
         self.requests = requests
 
     def rows(self) -> dict[str, BatchPolicy]:
-        """The policies; only the last looks at the lengths."""
+        """The policies; only the padded ones look at the lengths."""
         return {
             "natural, 32 items": NATURAL,
             "natural, 64 items": replace(NATURAL, max_batch_size=self.size),
-            "**adaptive**, padded": self.padded,
+            "adaptive, padded, 16 384 tokens": replace(self.padded, max_batch_cost=self.wide),
+            "**adaptive**, padded, 4096 tokens": self.padded,
         }
 
     @property
@@ -305,7 +307,7 @@ class Padded:
         yield Bar("padded lengths, most rps", "flooded", most, 750, at_most=False)
         # Ten times the largest batch: where a policy starves long texts, the design's measurements saw 13 s.
         longest = measured[self._cell(self.padded, 500)].p99_longest * 1000
-        yield Bar("padded lengths, p99 of the longest, ms", "500 rps", longest, 1690)
+        yield Bar("padded lengths, p99 of the longest, ms", "500 rps", longest, 460)
 
     def _cell(self, policy: BatchPolicy, rate: int) -> Experiment:
         return Experiment(policy, self.device, Texts(rate, self.requests, told=policy.padded))
