@@ -7,27 +7,14 @@ from typing import Any
 import pytest
 
 from carpool.core.admission import Limits
-from carpool.core.batch import Batch
 from carpool.core.policy import BatchPolicy
-from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
 from carpool.errors import BackendError, Overloaded, TimedOut
+from tests.core.support import must_take, submit
 
 
 def make(name: Any = "adaptive", size: int = 4, wait: float = 0.1, **limits: Any) -> Scheduler:
     return Scheduler(BatchPolicy(name, size, wait), Limits(**limits))
-
-
-def submit(scheduler: Scheduler, now: float, *items: Any) -> Request:
-    request = Request(items)
-    scheduler.submit(now, request)
-    return request
-
-
-def must_take(scheduler: Scheduler, now: float) -> Batch:
-    batch = scheduler.take_batch(now)
-    assert batch is not None
-    return batch
 
 
 def test_adaptive_sends_a_lone_request_at_once() -> None:

@@ -230,6 +230,10 @@ class Scheduler:
         needed = _HEADROOM * rate * curve.fixed / spare if spare > 0 else inf
         return max(1, int(min(limit, max(fast, needed))))
 
+    def _seconds(self, cost: float) -> float:
+        """How long a batch takes that would cost so much if a batch could; 0 as long as nothing is known."""
+        return self.curve.predict(min(cost, self._budget))
+
     def _view(self, oldest: Request) -> View:
         waiting, limit = len(self._queue), self._limit()
         cost = self._queue.cost * min(1.0, limit / waiting)
@@ -257,7 +261,7 @@ class Scheduler:
         if self._deadlines and self.curve.ready:
             size = min(limit, len(self._queue))
             cost = self._queue.cost * size / len(self._queue)
-            ready_at = now + _LATE * (self._device.overlap + self.curve.predict(min(cost, self._budget)))
+            ready_at = now + _LATE * (self._device.overlap + self._seconds(cost))
 
         def admit(request: Request) -> bool:
             return not self._drop_late(request, ready_at)
@@ -355,11 +359,10 @@ class Scheduler:
 
     def _hand_out(self, request: Request) -> None:
         """A request has ended: for its caller, or for all who ride with it."""
+        self._let_go(request)
         if request.riders is None:
-            self._let_go(request)
             self._ended.append(request)
             return
-        self._let_go(request)
         for rider in request.riders:
             rider.results, rider.error, rider.ended = list(request.results), request.error, True
             self._let_go(rider, still_riding=False)
@@ -412,9 +415,9 @@ class Scheduler:
                 raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
             limit = self._limit()
             waiting = len(self._queue) + 1
-            cost = min(self._budget, limit * (self._queue.cost + request.cost(0, 1)) / waiting)
+            full = limit * (self._queue.cost + request.cost(0, 1)) / waiting
             self._roomy_below = waiting + limit
-            self._roomy_wait = wait + 2 * self.curve.predict(cost)
+            self._roomy_wait = wait + 2 * self._seconds(full)
         request.deadline = now + timeout
 
     def _time_to_answer(self, now: float, request: Request) -> float:
@@ -428,13 +431,13 @@ class Scheduler:
         elif len(self._in_flight) >= self._slots:
             free_in = max(0.0, min(batch.expected_at for batch in self._in_flight.values()) - now)
         full, rest = divmod(waiting - 1, limit)
-        before = full * self.curve.predict(min(limit * cost, self._budget)) / self._width
-        return free_in + before + self.curve.predict(min((rest + 1) * cost, self._budget))
+        before = full * self._seconds(limit * cost) / self._width
+        return free_in + before + self._seconds((rest + 1) * cost)
 
     def _overloaded(self, now: float, message: str) -> Overloaded:
         limit, capacity, wait = self._limit(), 0.0, 1.0
         if self.curve.ready and len(self._queue):
-            seconds = self.curve.predict(min(limit * self._queue.cost / len(self._queue), self._budget))
+            seconds = self._seconds(limit * self._queue.cost / len(self._queue))
             capacity = self._width * limit / max(seconds, 1e-9)
             wait = ceil(len(self._queue) / limit) * seconds / self._width
         retry_after = self._come_back.seconds(now, wait, capacity)
