@@ -47,8 +47,8 @@ def model_directory(settings: ModelSettings, progress: pull.Progress = lambda do
 def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
     backend, title = _backend(settings)
     slots = settings.max_concurrent_workers
-    if backend.concurrency is not None:
-        slots = min(slots, backend.concurrency)
+    if backend.capacity.in_flight is not None:
+        slots = min(slots, backend.capacity.in_flight)
     policy = BatchPolicy(
         settings.policy,
         settings.max_batch_size,

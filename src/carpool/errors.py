@@ -14,7 +14,8 @@
     ├── Overloaded       429   the queue is full or too long for it; `retry_after` says when to come back
     ├── BackendError     502   the model or the upstream failed on the batch, whatever was in it
     │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
-    │   └── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
+    │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
+    │   └── Unreachable        it did not take the batch, or was lost over it: another try may succeed
     └── Unavailable      503   nothing can serve now: starting, shutting down, no replica
 
 It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
@@ -120,7 +121,18 @@ class BatchTooLarge(BackendError):
     """The backend refused the batch for its size, or ran out of memory over it; a smaller one may pass."""
 
 
+class Unreachable(BackendError):
+    """The backend cannot be reached or was lost over the batch; nothing that was in it is to blame."""
+
+
 class Unavailable(CarpoolError):
-    """Nothing can serve now: the server is starting or shutting down, or has no replica."""
+    """Nothing can serve now: the server is starting or shutting down, or has no replica.
+
+    `retry_after` is in seconds, where whoever said so named a time.
+    """
 
     status = 503
+
+    def __init__(self, message: str, detail: str = "", retry_after: int | None = None) -> None:
+        super().__init__(message, detail)
+        self.retry_after = retry_after

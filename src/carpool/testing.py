@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, TypeVar
+
+from carpool.core.replica import Capacity
 
 Value = TypeVar("Value")
 
@@ -56,7 +58,7 @@ class FakeBackend:
     """
 
     def __init__(self, seconds: float = 0.0, concurrency: int | None = 1) -> None:
-        self.concurrency = concurrency
+        self.capacity = Capacity(in_flight=concurrency)
         self.seconds = seconds
         self.outcomes: list[Sequence[Any] | BaseException] = []
         self.batches: list[list[Any]] = []
@@ -64,11 +66,11 @@ class FakeBackend:
         self.started = False
         self.closed = False
 
-    async def start(self) -> None:
+    async def start(self, on_change: Callable[[], None]) -> None:
         """Remember that it was started."""
         self.started = True
 
-    async def run(self, items: Sequence[Any]) -> Sequence[Any]:
+    async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
         """Take the time, then give the next of `outcomes`, or the items back."""
         self.batches.append(list(items))
         self.left_at.append(asyncio.get_running_loop().time())

@@ -51,7 +51,7 @@ def is_result_of(item: str, result: Any) -> bool:
 @asynccontextmanager
 async def started(make: MakeBackend) -> AsyncIterator[Backend[str, Any]]:
     backend = make()
-    await backend.start()
+    await backend.start(lambda: None)
     try:
         yield backend
     finally:
@@ -93,7 +93,7 @@ def test_its_life(make_backend: MakeBackend) -> None:
         async with started(make_backend) as backend:
             await backend.run(["a"])
             assert backend.trouble() is None
-            assert backend.concurrency is None or backend.concurrency >= 1
+            assert backend.capacity.in_flight is None or backend.capacity.in_flight >= 1
         await backend.close()
 
     asyncio.run(main())

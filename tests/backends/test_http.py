@@ -49,7 +49,7 @@ def test_what_the_upstream_says_instead_of_vectors(
 
     async def main() -> None:
         backend = TeiBackend(upstream.url)
-        await backend.start()
+        await backend.start(lambda: None)
         with pytest.raises(kind, match=words):
             await backend.run(["a"])
         upstream.answer_with = None
@@ -65,7 +65,7 @@ def test_an_upstream_that_does_not_answer_in_time(upstream: Upstream) -> None:
 
     async def main() -> None:
         backend = TeiBackend(upstream.url, timeout=0.2)
-        await backend.start()
+        await backend.start(lambda: None)
         with pytest.raises(BackendError, match="did not answer in time"):
             await backend.run(["a"])
         await backend.close()
@@ -81,7 +81,7 @@ def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
 
     async def main() -> None:
         backend = TeiBackend(f"http://127.0.0.1:{port}")
-        await backend.start()
+        await backend.start(lambda: None)
         assert backend.trouble() is not None
         with pytest.raises(BackendError, match="cannot be reached"):
             await backend.run(["a"])

@@ -41,7 +41,7 @@ def test_the_model_runs_in_a_process_of_its_own_that_ends_with_the_backend() -> 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         assert backend.trouble() == "the model is not loaded yet"
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         assert pid != os.getpid()
         assert backend.info == {"name": "toy"}
@@ -68,7 +68,7 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start(
 
     async def main() -> None:
         with pytest.raises(ConfigError, match=words):
-            await ProcessBackend(loader, arguments).start()
+            await ProcessBackend(loader, arguments).start(lambda: None)
 
     run(main())
 
@@ -78,7 +78,7 @@ def test_a_worker_that_dies_while_loading_is_an_error_and_not_a_hang() -> None:
 
     async def main() -> None:
         with pytest.raises(BackendError, match="the worker process died"):
-            await ProcessBackend("toy_model:load", {"crash": True}).start()
+            await ProcessBackend("toy_model:load", {"crash": True}).start(lambda: None)
 
     run(main())
 
@@ -88,7 +88,7 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         with pytest.raises(BackendError, match="the model raised ValueError") as caught:
             await backend.run(["a", "raise"])
@@ -104,7 +104,7 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         with pytest.raises(BackendError, match="the worker process died"):
             await backend.run(["a", "die"])
@@ -122,7 +122,7 @@ def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> No
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         os.kill(pid, signal.SIGKILL)
         await turns_until(lambda: backend.trouble() is not None)
@@ -138,7 +138,7 @@ def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(backend.run(["hang"]), 0.2)
@@ -154,7 +154,7 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
-        await backend.start()
+        await backend.start(lambda: None)
         pid = pid_in(await backend.run(["a"]))
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)

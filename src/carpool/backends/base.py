@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
+
+from carpool.core.replica import Capacity
 
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
@@ -12,18 +14,22 @@ Out_co = TypeVar("Out_co", covariant=True)
 class Backend(Protocol[In_contra, Out_co]):
     """Runs batches: the calling convention is `run`, the rest is its life.
 
-    `concurrency` is how many batches it can usefully run at once, `None` where it cannot tell.
+    `capacity` is the most that it takes, as far as it knows; it may learn more while it runs.
     """
 
-    concurrency: int | None
+    capacity: Capacity
 
-    async def start(self) -> None:
-        """Get ready to run batches; raises where that can never succeed."""
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Get ready to run batches; raises where that can never succeed.
+
+        `on_change` is to be called whenever `capacity` or `trouble()` has changed.
+        """
         ...
 
-    async def run(self, items: Sequence[In_contra]) -> Sequence[Out_co]:
+    async def run(self, items: Sequence[In_contra], group: Hashable = None) -> Sequence[Out_co]:
         """One result per item, in their order; an exception in a result's place is that item's error.
 
+        `group` is what all of them have in common beside the batch: items of different groups never meet.
         Raises when the batch as a whole failed. Cancelled when the batch has taken too long.
         """
         ...

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, cast
 
+from carpool.core.replica import Capacity
 from carpool.errors import BackendError
 
 In = TypeVar("In")
@@ -23,16 +24,16 @@ class CallableBackend(Generic[In, Out]):
     """Runs batches in `function`, which takes a list of inputs and returns one result for each, in order."""
 
     def __init__(self, function: BatchFunction[In, Out], concurrency: int = 1) -> None:
-        self.concurrency: int | None = concurrency
+        self.capacity = Capacity(in_flight=concurrency)
         self._function = function
         self._threads: ThreadPoolExecutor | None = None
         if not _is_async(function):
             self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="carpool")
 
-    async def start(self) -> None:
+    async def start(self, on_change: Callable[[], None]) -> None:
         """Nothing to do: a function is always ready."""
 
-    async def run(self, items: Sequence[In]) -> Sequence[Out]:
+    async def run(self, items: Sequence[In], group: Hashable = None) -> Sequence[Out]:
         """Call the function with a list of its own, which it may change."""
         if self._threads is None:
             results: Any = await cast("Awaitable[Any]", self._function(list(items)))

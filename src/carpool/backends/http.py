@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from carpool.errors import BackendError
+from carpool.core.replica import Capacity
+from carpool.errors import BackendError, Unreachable
 from carpool.wire import tei
 
 logger = logging.getLogger(__name__)
@@ -32,29 +33,31 @@ def embed_url(inference_url: str) -> URL:
 class TeiBackend:
     """Text Embeddings Inference, or whatever speaks its `POST /embed`. Results are its own JSON, unparsed.
 
-    `concurrency` is unknown: the server has a queue and limits of its own. `timeout` (seconds) bounds a call.
+    `timeout` (seconds) bounds a call.
     """
 
     def __init__(self, inference_url: str, timeout: float | None = None) -> None:
-        self.concurrency: int | None = None
+        self.capacity = Capacity()
         self.url = embed_url(inference_url)
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_SECONDS)
         self._session: aiohttp.ClientSession | None = None
+        self._on_change: Callable[[], None] = lambda: None
         self._unreachable: str | None = "the upstream has not answered yet"
         self._probing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<TeiBackend {self.url}: {self._unreachable or 'well'}>"
 
-    async def start(self) -> None:
+    async def start(self, on_change: Callable[[], None]) -> None:
         """Open the session. The server need not be up yet: it is looked for until it answers."""
         connector = aiohttp.TCPConnector(limit=0)  # batches in flight are limited by the scheduler
+        self._on_change = on_change
         self._session = aiohttp.ClientSession(
             timeout=self._timeout, connector=connector, auto_decompress=True, trust_env=True
         )
         self._look_for_upstream()
 
-    async def run(self, items: Sequence[str]) -> Sequence[msgspec.Raw]:
+    async def run(self, items: Sequence[str], group: Hashable = None) -> Sequence[msgspec.Raw]:
         """Send the texts as one request; the vectors as the server wrote them."""
         if self._session is None:
             raise BackendError("the upstream client is not started", "call start() first")
@@ -91,8 +94,8 @@ class TeiBackend:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             self._unreachable = f"the upstream cannot be reached at {self.url}"
             self._look_for_upstream()
-            return BackendError("the upstream cannot be reached", reason)
-        return BackendError("the connection to the upstream broke", reason)
+            return Unreachable("the upstream cannot be reached", reason)
+        return Unreachable("the connection to the upstream broke", reason)
 
     def _look_for_upstream(self) -> None:
         if self._probing is None or self._probing.done():

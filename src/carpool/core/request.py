@@ -25,7 +25,7 @@ class Request:
 
     `tenant` and `weight` say whose share of the capacity it uses and how large that share is. `timeout` is the
     seconds within which it must be answered. Requests with the same `key` have the same results and may share
-    one computation.
+    one computation. Only requests of the same `group` travel together.
     """
 
     __slots__ = (
@@ -37,6 +37,7 @@ class Request:
         "ended",
         "error",
         "expires",
+        "group",
         "items",
         "key",
         "missing",
@@ -58,6 +59,7 @@ class Request:
         weight: float = 1.0,
         timeout: float | None = None,
         key: Hashable = None,
+        group: Hashable = None,
     ) -> None:
         size = len(items)
         if costs is not None and not all(0 <= cost < inf for cost in costs):
@@ -69,6 +71,7 @@ class Request:
         self.weight = weight
         self.timeout = timeout
         self.key = key
+        self.group = group
         self.arrived = 0.0  # the times are the scheduler's, which sets them
         self.deadline = inf  # by when it must be answered
         self.expires = inf  # until when it may wait

@@ -91,7 +91,7 @@ class Batcher(Generic[In, Out]):
 
     async def start(self) -> None:
         """Get the backend ready. A batcher of a plain function needs no start."""
-        await self._backend.start()
+        await self._backend.start(self._kick)
 
     async def submit(
         self, item: In, *, timeout: float | None = None, tenant: str = "", priority: Priority = "normal"
@@ -247,7 +247,7 @@ class Batcher(Generic[In, Out]):
         deadline = asyncio.timeout(self.limits.batch_timeout)
         try:
             async with deadline:
-                return await self._backend.run(batch.items)
+                return await self._backend.run(batch.items, batch.group)
         except CarpoolError as error:
             return error
         except Exception as error:

@@ -10,10 +10,11 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from carpool.backends.process import frames
+from carpool.core.replica import Capacity
 from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, ModelError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,14 @@ class ProcessBackend:
     """
 
     def __init__(self, loader: str, arguments: dict[str, Any]) -> None:
-        self.concurrency: int | None = 1
+        self.capacity = Capacity(in_flight=1)
         self.info: dict[str, Any] = {}
         self._loader = loader
         self._arguments = arguments
         self._worker: asyncio.Future[Worker] | None = None  # pending while a worker starts
         self._supervisor: asyncio.Task[None] | None = None
         self._trouble: str | None = "the model is not loaded yet"
+        self._on_change: Callable[[], None] = lambda: None
         self._back_off = _FIRST_BACK_OFF
         self._batches = 0
         self._turn = asyncio.Lock()
@@ -100,13 +102,14 @@ class ProcessBackend:
     def __repr__(self) -> str:
         return f"<ProcessBackend {self._loader}: {self._trouble or 'well'}>"
 
-    async def start(self) -> None:
+    async def start(self, on_change: Callable[[], None]) -> None:
         """Start the worker and load the model; raises what is wrong with it."""
+        self._on_change = on_change
         worker = await self._new_worker()
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
-    async def run(self, items: Sequence[Any]) -> Sequence[bytes]:
+    async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[bytes]:
         """Run one batch; one JSON value per item. While a worker is being replaced, this waits for it."""
         async with self._turn:
             if self._worker is None:
@@ -131,7 +134,7 @@ class ProcessBackend:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._trouble = "closed"
+        self._tell("closed")
         if self._worker is not None and self._worker.done() and not self._worker.exception():
             worker = self._worker.result()
             worker.hang_up()
@@ -140,6 +143,10 @@ class ProcessBackend:
     def trouble(self) -> str | None:
         """Why there is no worker to run a batch."""
         return self._trouble
+
+    def _tell(self, trouble: str | None) -> None:
+        self._trouble = trouble
+        self._on_change()
 
     async def _new_worker(self) -> Worker:
         worker = await Worker.spawn()
@@ -151,7 +158,7 @@ class ProcessBackend:
             await worker.process.wait()
             raise
         self.info = worker.info
-        self._trouble = None
+        self._tell(None)
         return worker
 
     async def _supervise(self, worker: Worker) -> None:
@@ -160,7 +167,7 @@ class ProcessBackend:
             status = await worker.process.wait()
             worker.hang_up()
             self._coming()
-            self._trouble = f"the worker process ended with status {status} and is being replaced"
+            self._tell(f"the worker process ended with status {status} and is being replaced")
             logger.error("worker died", extra={"status": status, "pid": worker.process.pid})
             worker = await self._replace()
 
@@ -173,7 +180,7 @@ class ProcessBackend:
             try:
                 worker = await self._new_worker()
             except CarpoolError as error:
-                self._trouble = f"the worker process cannot be replaced: {error}"
+                self._tell(f"the worker process cannot be replaced: {error}")
                 logger.exception("worker not replaced")
                 coming.set_exception(Unavailable("no worker process", str(error)))
                 coming.exception()  # seen: a failed attempt that no batch waited for is not a leak
