@@ -117,6 +117,6 @@ def test_many_that_share_one_computation_and_a_time_out_cost_no_more_each() -> N
     sweeps = set()
     for _ in range(20_000):
         submit(scheduler, 0.0, "same", key="same")
-        sweeps.add(scheduler._sweep_at)
+        sweeps.add(scheduler._expiries._sweep_at)
     assert scheduler.statistics().waiting == 1
     assert len(sweeps) < 15

@@ -117,10 +117,10 @@ def test_a_named_timeout_knows_no_gate() -> None:
     scheduler, batches = drive("timeout", 2, 1000, 0.003)
     waits = [before - (sent + OVERLAP) for (_, before), (sent, _) in pairwise(batches)]
     assert max(waits[100:]) > 0.005
-    assert not scheduler._device.serial
+    assert not scheduler._replicas[0].device.serial
 
 
 def test_one_slot_needs_no_judgement() -> None:
     """Where one batch is out at a time nothing can overlap."""
     scheduler, _ = drive("adaptive", 1, 500, 0.003)
-    assert not scheduler._device.serial
+    assert not scheduler._replicas[0].device.serial

@@ -68,7 +68,7 @@ class TeiBackend:
                 reply = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._failure(error) from error
-        self._unreachable = None
+        self._tell(None)
         if response.status != 200:
             raise tei.decode_error(response.status, reply)
         return tei.decode_embeddings(reply)
@@ -86,13 +86,18 @@ class TeiBackend:
         """Why the upstream cannot be reached, since when it was last tried."""
         return self._unreachable
 
+    def _tell(self, trouble: str | None) -> None:
+        if trouble != self._unreachable:
+            self._unreachable = trouble
+            self._on_change()
+
     def _failure(self, error: Exception) -> BackendError:
         """What a call that got no answer means. A server that cannot be reached is looked for from now on."""
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return BackendError("the upstream did not answer in time", f"POST {self.url}")
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            self._unreachable = f"the upstream cannot be reached at {self.url}"
+            self._tell(f"the upstream cannot be reached at {self.url}")
             self._look_for_upstream()
             return Unreachable("the upstream cannot be reached", reason)
         return Unreachable("the connection to the upstream broke", reason)
@@ -111,10 +116,10 @@ class TeiBackend:
                 timeout = aiohttp.ClientTimeout(total=_CONNECT_SECONDS)
                 async with self._session.get(health, timeout=timeout) as response:
                     if response.status < 500:
-                        self._unreachable = None
+                        self._tell(None)
                         logger.info("the upstream answers", extra={"url": str(self.url)})
                         return
-                    self._unreachable = f"the upstream answered {response.status} to GET {health}"
+                    self._tell(f"the upstream answered {response.status} to GET {health}")
             except (aiohttp.ClientError, OSError, TimeoutError):
-                self._unreachable = f"the upstream cannot be reached at {self.url}"
+                self._tell(f"the upstream cannot be reached at {self.url}")
             await asyncio.sleep(_PROBE_SECONDS)
