@@ -22,8 +22,8 @@ from carpool.wire.base import EncodedJson
 
 _LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
 
-# Seconds for which what waits outlives the last replica. An upstream that is gone may stay away; a worker process
-# that has died is being replaced, which takes as long as loading its model.
+# Seconds for which what waits outlives the last replica. An upstream that is gone may stay away; a worker
+# process that has died is being replaced, which takes as long as loading its model.
 _UPSTREAM_PATIENCE = 2.0
 _WORKER_PATIENCE = 30.0
 
