@@ -57,7 +57,7 @@ class Reruns:
 
     def again(self, now: float, batch: Batch) -> bool:
         """Run a lost batch again in a moment; False if it was tried too often, or too much is."""
-        if not _live(batch.parts):
+        if not live(batch.parts):
             return True
         if batch.tries >= _TRIES or not self._budget.spend(1):
             return False
@@ -69,7 +69,7 @@ class Reruns:
     def next(self) -> float:
         """When the first of them is due."""
         entries = self._entries
-        while entries and not _live(entries[0].parts):
+        while entries and not live(entries[0].parts):
             heapq.heappop(entries)
         return entries[0].at if entries else inf
 
@@ -79,7 +79,7 @@ class Reruns:
         found = None
         while found is None and self._entries and self._entries[0].at <= now:
             rerun = heapq.heappop(self._entries)
-            parts = _live(rerun.parts)
+            parts = live(rerun.parts)
             if not parts:
                 continue
             if not (room := fits(rerun)):
@@ -104,6 +104,6 @@ class Reruns:
         heapq.heappush(self._entries, Rerun(at, self._pushed, parts, search, tries, avoid))
 
 
-def _live(parts: list[Part]) -> list[Part]:
+def live(parts: list[Part]) -> list[Part]:
     """Without those whose callers have had their answer, or have gone."""
     return [part for part in parts if not part.request.ended]

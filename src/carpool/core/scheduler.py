@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from typing import Any
 
@@ -24,7 +25,7 @@ from carpool.core.policy import BatchPolicy, View, make_policy
 from carpool.core.queue import Lane, Queue
 from carpool.core.replica import Capacity, Replica
 from carpool.core.request import Request
-from carpool.core.reruns import Rerun, Reruns
+from carpool.core.reruns import Rerun, Reruns, live
 from carpool.errors import (
     BackendError,
     BatchFailed,
@@ -99,16 +100,16 @@ class Scheduler:
         there has been no replica for a while, and the error of a payload that was found to be bad a moment
         ago.
         """
-        size, key, timeout = len(request.items), request.key, request.timeout
+        size, timeout = len(request.items), request.timeout
         if not size:
             raise ValueError("a request has one item at least")
         if self._down_since < inf:
             self._refuse_if_down(now)
         carrier = None
-        if key is not None:
-            if (known := self._quarantine.find(now, key)) is not None:
+        if request.key is not None:
+            if (known := self._quarantine.find(now, _identity(request))) is not None:
                 raise known
-            carrier = self._carriers.get(key)
+            carrier = self._carriers.get(_identity(request))
         if carrier is None:
             if self._queue.waiting + size > self._max_queue_size:
                 self._refuse_unless_entitled(now, request)
@@ -123,7 +124,7 @@ class Scheduler:
         if expires < inf:
             request.expires = expires
             self._expiries.watch(request)
-        if key is None:
+        if request.key is None:
             self._queue.push(request)
         else:
             self._board(carrier or self._new_carrier(now, request), request)
@@ -147,14 +148,11 @@ class Scheduler:
         if self._expiries and self._expiries.next() <= now:
             self._drop_expired(now)
         while self._queue.waiting or self._reruns:
+            if self._reruns and (batch := self._take_rerun(now)) is not None:
+                return batch
             replica = self._free_replica(now)
             if replica is None:
                 return None
-            if self._reruns:
-                if (batch := self._take_rerun(now, replica)) is not None:
-                    return batch
-                if (due := self._reruns.next()) > now:
-                    self._look_again(due)
             lane = self._queue.next_lane()
             if lane is None:
                 return None
@@ -442,29 +440,30 @@ class Scheduler:
                 self._expiries.watch(request)
         return parts
 
-    def _take_rerun(self, now: float, replica: Replica) -> Batch | None:
-        """A batch to be run again, if one is due that may run here."""
+    def _take_rerun(self, now: float) -> Batch | None:
+        """A batch to be run again, if one is due and there is a place for it."""
+        for replica in self._replicas:
+            if not replica.is_free(now):
+                continue
+            while (rerun := self._reruns.pop(now, partial(self._room_for, now, replica))) is not None:
+                for request, _, _ in rerun.parts:
+                    self._drop_late(request, now)
+                if parts := live(rerun.parts):
+                    reason = "isolation" if rerun.tries == 1 else "retry"
+                    return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
+        if (due := self._reruns.next()) > now:
+            self._look_again(due)
+        return None
 
-        def fits(rerun: Rerun) -> int:
-            elsewhere = rerun.avoid == replica.number and any(
-                other is not replica and other.is_up(now) for other in self._replicas
-            )
-            if elsewhere:
-                return 0
-            # The halves of a search are as large as they must be.
-            most = self._policy.max_batch_size
-            return most if rerun.search is not None else replica.limit(most)
-
-        rerun = self._reruns.pop(now, fits)
-        if rerun is None:
-            return None
-        for request, _, _ in rerun.parts:
-            self._drop_late(request, now)
-        parts = [part for part in rerun.parts if not part.request.ended]
-        if not parts:
-            return None
-        reason = "isolation" if rerun.tries == 1 else "retry"
-        return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
+    def _room_for(self, now: float, replica: Replica, rerun: Rerun) -> int:
+        """How many items of a rerun may run here: none, if it was lost here and another replica is up."""
+        most = self._policy.max_batch_size
+        if rerun.avoid == replica.number and any(
+            other is not replica and other.is_up(now) for other in self._replicas
+        ):
+            return 0
+        # The halves of a search are as large as they must be.
+        return most if rerun.search is not None else replica.limit(most)
 
     def _launch(
         self,
@@ -529,7 +528,7 @@ class Scheduler:
         if len(batch) == 1 and isinstance(error, BatchFailed) and search.successes:
             (part,) = batch.parts
             if part.request.key is not None:
-                self._quarantine.add(now, part.request.key, error)
+                self._quarantine.add(now, _identity(part.request), error)
         for request, _, _ in batch.parts:
             if not request.ended:
                 request.fail(error)
@@ -571,8 +570,8 @@ class Scheduler:
 
     def _let_go(self, request: Request) -> None:
         """Give back whatever an ended request holds."""
-        if request.riders is not None and self._carriers.get(request.key) is request:
-            del self._carriers[request.key]
+        if request.riders is not None and self._carriers.get(_identity(request)) is request:
+            del self._carriers[_identity(request)]
         carrier = request.carrier
         if carrier is None:
             self._queue.withdraw(request)
@@ -594,7 +593,7 @@ class Scheduler:
         )
         carrier.arrived = now
         carrier.riders = []
-        self._carriers[request.key] = carrier
+        self._carriers[_identity(request)] = carrier
         self._queue.push(carrier)
         return carrier
 
@@ -703,6 +702,11 @@ class Scheduler:
 
 
 _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a later moment, may make good
+
+
+def _identity(request: Request) -> Hashable:
+    """What requests for the same computation have in common."""
+    return request.group, request.key
 
 
 def _no_replica() -> Unavailable:
