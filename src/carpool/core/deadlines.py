@@ -14,14 +14,15 @@ _SPARE_ENTRIES = 64  # of requests that have left, before they are swept
 
 
 class Deadlines:
-    """A heap of waiting requests by `expires`."""
+    """A heap of waiting requests by `expires`. `earliest` is that of the first, be it that it has left."""
 
-    __slots__ = ("_entries", "_pushed", "_sweep_at")
+    __slots__ = ("_entries", "_pushed", "_sweep_at", "earliest")
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, Request]] = []
         self._pushed = 0
         self._sweep_at = _SPARE_ENTRIES
+        self.earliest = inf
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -30,6 +31,8 @@ class Deadlines:
         """Remember when a request expires."""
         self._pushed += 1
         heapq.heappush(self._entries, (request.expires, self._pushed, request))
+        if request.expires < self.earliest:
+            self.earliest = request.expires
         if len(self._entries) > self._sweep_at:
             self._entries = [entry for entry in self._entries if not _has_left(entry[2])]
             heapq.heapify(self._entries)
@@ -40,11 +43,16 @@ class Deadlines:
         entries = self._entries
         while entries and _has_left(entries[0][2]):
             heapq.heappop(entries)
-        return entries[0][0] if entries else inf
+        self.earliest = entries[0][0] if entries else inf
+        return self.earliest
 
     def pop(self, before: float) -> Request | None:
         """The most urgent request that waits, if it expires before or at that time; it is watched no more."""
-        return heapq.heappop(self._entries)[2] if self.next() <= before else None
+        if self.next() > before:
+            return None
+        request = heapq.heappop(self._entries)[2]
+        self.earliest = self._entries[0][0] if self._entries else inf
+        return request
 
 
 def _has_left(request: Request) -> bool:

@@ -43,8 +43,10 @@ class Reruns:
         self._pushed = 0
         self._budget = Budget(_SHARE, _SAVED, at_first=_SAVED)
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def waiting(self) -> bool:
+        """Whether there are any."""
+        return bool(self._entries)
 
     def earn(self) -> None:
         """A batch was answered at its first try."""

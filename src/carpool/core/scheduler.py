@@ -145,10 +145,10 @@ class Scheduler:
     def take_batch(self, now: float) -> Batch | None:
         """The batch that leaves now, if one does; ask again until none does."""
         self._look_at = inf
-        if self._expiries and self._expiries.next() <= now:
+        if self._expiries.earliest <= now:
             self._drop_expired(now)
-        while self._queue.waiting or self._reruns:
-            if self._reruns and (batch := self._take_rerun(now)) is not None:
+        while self._queue.waiting or self._reruns.waiting:
+            if self._reruns.waiting and (batch := self._take_rerun(now)) is not None:
                 return batch
             replica = self._free_replica(now)
             if replica is None:
@@ -195,7 +195,7 @@ class Scheduler:
     def next_wakeup(self) -> float | None:
         """When to call `take_batch` again if nothing else happens before; None if there is no need."""
         wakeup = self._look_at
-        if self._expiries:
+        if self._expiries.earliest < wakeup:
             wakeup = min(wakeup, self._expiries.next())
         return None if wakeup == inf else wakeup
 
@@ -369,7 +369,7 @@ class Scheduler:
             cost=min(cost, budget),
             cost_is_full=cost >= budget,
             oldest=lane.oldest().arrived,
-            deadline=(self._expiries.next() if self._expiries else inf) - replica.device.overlap,
+            deadline=self._expiries.next() - replica.device.overlap,
             here=self._queue.waiting + self._items_in_flight,
             slots=self._width(),
             ends=self._ends(replica),
@@ -650,7 +650,7 @@ class Scheduler:
         Before it goes what waits of its own share, and of others as much as their weights entitle them to.
         """
         queue, size, limit = self._queue, len(request.items), self._limit(replica)
-        ahead: float = queue.waiting
+        ahead = float(queue.waiting)
         own = queue.waits_of(request.tenant, request.weight)
         if own < ahead:
             weights = queue.weight if own else queue.weight + request.weight
