@@ -14,6 +14,7 @@ from math import frexp
 
 _STEP = 0.06  # how far a tracker moves towards what it sees, once it has seen 1 / _STEP batches
 _CLIP = 0.3  # the largest surprise that is believed, as a part of what was expected
+_CONVINCED = 6  # surprises beyond that in a row, all to one side: then it is the device that has changed
 _ERROR_STEP = 0.05
 _ENOUGH = 5  # batches before which nothing is predicted
 _REFIT_EVERY = 8  # batches; the line moves slowly once it stands, and fitting costs as much as ten requests
@@ -27,12 +28,13 @@ _REACH = 2.0  # how far outside the costs seen the line is trusted, as a factor
 class _Bin:
     """Batches of about the same cost: their typical cost and time."""
 
-    __slots__ = ("cost", "count", "seconds")
+    __slots__ = ("cost", "count", "seconds", "streak")
 
     def __init__(self, cost: float, seconds: float) -> None:
         self.cost = cost
         self.seconds = seconds
         self.count = 1
+        self.streak = 0  # surprises in a row that were too large to be believed; negative if too fast
 
     def learn(self, cost: float, seconds: float, slope: float) -> None:
         self.count += 1
@@ -41,8 +43,21 @@ class _Bin:
         expected = self.seconds + slope * apart
         most = _CLIP * abs(expected) or seconds  # a time of 0 is no base for a percentage
         surprise = max(-most, min(most, seconds - expected))
+        self._count_surprise(seconds - expected, most)
+        if abs(self.streak) == _CONVINCED:
+            self.streak = 0
+            self.count, self.cost, self.seconds = 1, cost, seconds
+            return
         self.cost += step * apart
         self.seconds += step * (surprise + slope * apart)
+
+    def _count_surprise(self, surprise: float, most: float) -> None:
+        if surprise > most:
+            self.streak = max(self.streak, 0) + 1
+        elif surprise < -most:
+            self.streak = min(self.streak, 0) - 1
+        else:
+            self.streak = 0
 
     @property
     def weight(self) -> int:

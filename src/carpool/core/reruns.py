@@ -95,6 +95,13 @@ class Reruns:
             heapq.heappush(self._entries, rerun)
         return found
 
+    def abandon(self, search: Search) -> list[Part]:
+        """Give up a search; what was still to be run for it."""
+        parts = [part for rerun in self._entries if rerun.search is search for part in rerun.parts]
+        self._entries = [rerun for rerun in self._entries if rerun.search is not search]
+        heapq.heapify(self._entries)
+        return parts
+
     def drain(self) -> list[Part]:
         """Give up on all of them."""
         parts = [part for rerun in self._entries for part in rerun.parts]

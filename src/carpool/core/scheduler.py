@@ -323,9 +323,12 @@ class Scheduler:
         parts = self._reruns.drain()
         while (lane := self._queue.next_lane()) is not None:
             parts += self._queue.take(lane, lane.waiting)
+        self._fail_all(parts, _no_replica())
+
+    def _fail_all(self, parts: Sequence[Part], error: BaseException) -> None:
         for request, _, _ in parts:
             if not request.ended:
-                request.fail(_no_replica())
+                request.fail(error)
                 self._hand_out(request)
 
     def _look_again(self, at: float) -> None:
@@ -525,14 +528,13 @@ class Scheduler:
         if self._may_split(batch, error, search):
             self._reruns.in_halves(now, batch, search)
             return
-        if len(batch) == 1 and isinstance(error, BatchFailed) and search.successes:
+        if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and search.successes:
             (part,) = batch.parts
             if part.request.key is not None:
                 self._quarantine.add(now, _identity(part.request), error)
-        for request, _, _ in batch.parts:
-            if not request.ended:
-                request.fail(error)
-                self._hand_out(request)
+        self._fail_all(batch.parts, error)
+        if search.is_outage:
+            self._fail_all(self._reruns.abandon(search), error)
 
     def _note_health(self, now: float, replica: Replica, error: BaseException, search: Search) -> None:
         """What an error says of the replica: nothing, where it was about what it was sent."""
@@ -686,7 +688,8 @@ class Scheduler:
         """End what has waited for too long."""
         while (request := self._expiries.pop(now)) is not None:
             waited = (now - request.arrived) * 1000
-            request.fail(TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", "it was not run"))
+            run = "it was not run" if not request.taken else "it was run in part"
+            request.fail(TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", run))
             self._hand_out(request)
 
     def _drop_late(self, request: Request, ready_at: float) -> bool:
