@@ -8,8 +8,8 @@ from carpool.backends.base import Backend
 from carpool.backends.http import TeiBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
-from carpool.core.admission import Limits
 from carpool.core.cost import estimated_tokens
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
 from carpool.models import pull

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.replica import Capacity
 from carpool.core.request import Request
@@ -344,6 +344,52 @@ def test_a_batch_that_no_longer_fits_is_run_in_pieces() -> None:
             scheduler.complete(now, batch, echo(batch))
     assert max(sizes) <= 3
     assert all(request.results == [request.items[0]] for request in requests)
+
+
+def late_batch(**more: Any) -> tuple[Scheduler, float, Request, Batch]:
+    """A batch that should have been back after 10 ms, and is not."""
+    scheduler = Scheduler(BatchPolicy(max_batch_size=8, hedge=True), Limits(1), [Capacity(), Capacity()])
+    now = learn_speeds(scheduler, [0.01, 0.01])
+    request = submit(scheduler, now, "a", **more)
+    return scheduler, now, request, must_take(scheduler, now)
+
+
+def test_a_late_batch_is_sent_to_another_replica_as_well() -> None:
+    """The first answer counts, and the second is ignored."""
+    scheduler, now, request, first = late_batch()
+    assert scheduler.take_batch(now) is None
+    wakeup = scheduler.next_wakeup()
+    assert wakeup is not None
+    assert now + 0.005 < wakeup < now + 0.1
+    second = must_take(scheduler, wakeup)
+    assert (second.reason, second.replica) == ("hedge", 1 - first.replica)
+    scheduler.complete(wakeup + 0.01, second, ["second"])
+    assert request.results == ["second"]
+    scheduler.complete(wakeup + 5.0, first, ["first"])
+    assert request.results == ["second"]
+    assert scheduler.collect_ended() == [request]
+    assert scheduler.statistics().in_flight == 0
+
+
+def test_a_hedge_that_fails_changes_nothing() -> None:
+    """As long as the other one is out; then it decides."""
+    scheduler, now, request, first = late_batch()
+    scheduler.take_batch(now)
+    second = must_take(scheduler, scheduler.next_wakeup() or now)
+    scheduler.complete(now + 1.0, second, BatchFailed("no"))
+    assert not request.ended
+    scheduler.complete(now + 2.0, first, ["first"])
+    assert request.results == ["first"]
+
+
+def test_nothing_is_hedged_unless_asked_for() -> None:
+    """It doubles work, which is for the operator to decide."""
+    scheduler = two()
+    now = learn_speeds(scheduler, [0.01, 0.01])
+    submit(scheduler, now, "a")
+    must_take(scheduler, now)
+    assert scheduler.take_batch(now + 60.0) is None
+    assert scheduler.next_wakeup() is None
 
 
 def test_a_cancelled_request_is_not_run_again() -> None:

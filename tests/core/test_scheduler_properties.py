@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.replica import Capacity
 from carpool.core.request import Request
@@ -53,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         isolate=st.booleans(),
         bears=st.integers(1, 9),
         replicas=st.integers(1, 3),
+        hedge=st.booleans(),
     )
     def build(
         self,
@@ -67,9 +68,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         isolate: bool,
         bears: int,
         replicas: int,
+        hedge: bool,
     ) -> None:
         self.policy = BatchPolicy(
-            name, size, MAX_WAIT, max_batch_cost=budget, padded=padded, objective=objective, isolate=isolate
+            name,
+            size,
+            MAX_WAIT,
+            max_batch_cost=budget,
+            padded=padded,
+            objective=objective,
+            isolate=isolate,
+            hedge=hedge,
         )
         self.limits = Limits(slots, queue, queue_timeout)
         # The first takes anything, the others less and less.
@@ -233,7 +242,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert cost <= (self.policy.max_batch_cost or cost) or len(batch) == 1
         live = {id(request.carrier or request) for request in self.open}
         assert all(id(request) in live for request, _, _ in batch.parts)
-        if batch.reason not in ("isolation", "retry") and not self.policy.padded and not self.may_pass():
+        if (
+            batch.reason not in ("isolation", "retry", "hedge")
+            and not self.policy.padded
+            and not self.may_pass()
+        ):
             last: dict[Any, float] = {}
             for request, _, _ in batch.parts:
                 flow = request.tenant, request.weight

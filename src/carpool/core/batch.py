@@ -40,6 +40,7 @@ class Batch:
         "cost",
         "expected_at",
         "group",
+        "is_settled",
         "items",
         "number",
         "parts",
@@ -48,6 +49,7 @@ class Batch:
         "search",
         "taken_at",
         "tries",
+        "twin",
     )
 
     def __init__(
@@ -67,6 +69,8 @@ class Batch:
         self.search = search  # the search for a bad item that it is a step of
         self.replica = replica  # where it runs
         self.tries = tries  # this one included
+        self.twin: Batch | None = None  # runs the same elsewhere; whichever is back first answers
+        self.is_settled = False  # by its twin: what it returns is of no use any more
         self.items: list[Any] = [item for request, start, stop in parts for item in request.items[start:stop]]
         self.group = parts[0].request.group  # which all of its requests have in common
         self.cost = 0.0  # as the scheduler prices it, which sets this

@@ -30,7 +30,9 @@ class BatchPolicy:
     items times the largest cost. `padded` says that the backend pads all items of a batch to the longest: then
     items of like cost travel together. `objective` (seconds) is the latency to keep: batches stay small
     enough for it, as long as that does not cost the capacity that the load needs. With `isolate` a batch that
-    fails on what is in it is run again in halves, until only the bad items fail.
+    fails on what is in it is run again in halves, until only the bad items fail. With
+    `hedge` a batch that takes longer than 19 of 20 do is sent to another replica as well, and the first answer
+    counts.
     """
 
     name: PolicyName = "adaptive"
@@ -40,6 +42,7 @@ class BatchPolicy:
     padded: bool = False
     objective: float | None = None
     isolate: bool = True
+    hedge: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in get_args(PolicyName):

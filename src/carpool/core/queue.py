@@ -179,6 +179,10 @@ class Queue:
     def __repr__(self) -> str:
         return f"<Queue: {self.waiting} items waiting>"
 
+    def mean_cost(self) -> float:
+        """Of an item that waits; 1 where that says nothing."""
+        return self.cost / self.waiting if self.cost else 1.0
+
     def push(self, request: Request) -> None:
         """Add a request at the back of its flow."""
         lane = self._lanes.get(request.group) or self._new_lane(request.group)

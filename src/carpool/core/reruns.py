@@ -52,6 +52,10 @@ class Reruns:
         """A batch was answered at its first try."""
         self._budget.earn()
 
+    def may_add(self) -> bool:
+        """Whether a batch may be run a second time that is not lost; paid from the same budget."""
+        return self._budget.spend(1)
+
     def in_halves(self, now: float, batch: Batch, search: Search) -> None:
         """Run a batch's halves at once, where it ran."""
         for half in halves(batch):

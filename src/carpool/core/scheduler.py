@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 from carpool.core import selection
-from carpool.core.admission import SAFETY, ComeBack, Limits
+from carpool.core.admission import Admission
 from carpool.core.arrivals import Arrivals
 from carpool.core.batch import Batch, Part, Search
 from carpool.core.deadlines import Deadlines
 from carpool.core.isolation import Budget, Quarantine
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy, View, make_policy
+from carpool.core.pool import Pool
 from carpool.core.queue import Lane, Queue
 from carpool.core.replica import Capacity, Replica
 from carpool.core.request import Request
@@ -40,7 +42,6 @@ from carpool.errors import (
 _RETURN_WINDOW = 0.5  # of a batch's time: who comes later than that after its end was not waiting for it
 _EARLY = 0.001  # seconds: a batch leaves so much too early rather than wait for a timer that is no finer
 _LATE = 1.1  # times the predicted time of the next batch must fit before a deadline when it leaves
-_HEADROOM = 1.2  # over the batch size that the load needs, where an objective asks for small batches
 _URGENT = 0.5  # of a batch may go to the most urgent, past the order of the queue
 
 
@@ -60,19 +61,12 @@ class Scheduler:
         self, policy: BatchPolicy, limits: Limits, capacities: Sequence[Capacity] = (Capacity(),)
     ) -> None:
         self._policy = policy
-        self._most_at_once = limits.max_in_flight
-        self._max_queue_size = inf if limits.max_queue_size is None else limits.max_queue_size
         self._queue_timeout = inf if limits.queue_timeout is None else limits.queue_timeout
-        self._patience = inf if limits.patience is None else limits.patience
-        self._budget = inf if policy.max_batch_cost is None else policy.max_batch_cost
-        self._replicas: list[Replica] = []
-        self._replicas_added = 0
-        for capacity in capacities:
-            self.add_replica(capacity)
-        self._down_since = inf  # since when no replica is up, as far as was looked
-        self.arrivals = Arrivals()
-        self._departures = make_policy(policy, self.arrivals)
         self._queue = Queue()
+        self._pool = Pool(policy, limits, capacities)
+        self.arrivals = Arrivals()
+        self._admission = Admission(limits, self._queue, self._pool, self.arrivals)
+        self._departures = make_policy(policy, self.arrivals)
         self._items_in_flight = 0
         self._batches = 0
         self._look_at = inf  # when the next batch may leave, as far as is known
@@ -83,9 +77,6 @@ class Scheduler:
         self._reruns = Reruns()
         self._isolation_budget = Budget()
         self._quarantine = Quarantine()
-        self._come_back = ComeBack()
-        self._roomy_below = 0  # with fewer waiting, nobody waits for longer than the next
-        self._roomy_wait = 0.0
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -103,18 +94,18 @@ class Scheduler:
         size, timeout = len(request.items), request.timeout
         if not size:
             raise ValueError("a request has one item at least")
-        if self._down_since < inf:
-            self._refuse_if_down(now)
+        if self._pool.is_down(now):
+            raise _no_replica()
         carrier = None
         if request.key is not None:
             if (known := self._quarantine.find(now, _identity(request))) is not None:
                 raise known
             carrier = self._carriers.get(_identity(request))
         if carrier is None:
-            if self._queue.waiting + size > self._max_queue_size:
-                self._refuse_unless_entitled(now, request)
+            if self._queue.waiting + size > self._admission.max_queue_size:
+                self._admission.refuse_unless_entitled(now, request)
             if timeout is not None:
-                self._refuse_if_late(now, request, timeout)
+                self._admission.refuse_if_late(now, request, timeout)
         request.arrived = now
         expires = now + self._queue_timeout
         if timeout is not None:
@@ -147,11 +138,17 @@ class Scheduler:
         self._look_at = inf
         if self._expiries.earliest <= now:
             self._drop_expired(now)
+        if self._policy.hedge and (batch := self._take_hedge(now)) is not None:
+            return batch
         while self._queue.waiting or self._reruns.waiting:
             if self._reruns.waiting and (batch := self._take_rerun(now)) is not None:
                 return batch
-            replica = self._free_replica(now)
+            replica = self._pool.free(now, self._queue.waiting, self._queue.cost)
             if replica is None:
+                if self._pool.is_down(now):
+                    self._give_up()
+                else:
+                    self._look_again(self._pool.look_again_at)
                 return None
             lane = self._queue.next_lane()
             if lane is None:
@@ -175,22 +172,28 @@ class Scheduler:
         Except that a batch that failed on what was in it, or for its size, is run again in halves, and one
         that was lost is run again elsewhere, or in a moment.
         """
-        replica = self._replica(batch.replica)
+        replica = self._pool.replica(batch.replica)
         replica.release(batch)
         self._items_in_flight -= len(batch)
         self._look_at = now
-        self._roomy_below = 0
+        self._admission.batch_ended()
+        twin, batch.twin = batch.twin, None
+        if twin is not None:
+            twin.twin = None
+            twin.is_settled = not isinstance(outcome, BaseException)
         if not isinstance(outcome, BaseException) and len(outcome) != len(batch):
             outcome = BackendError(
                 f"the backend returned {len(outcome)} results for {len(batch)} inputs",
                 "it must return exactly one result per input, in their order",
             )
-        if isinstance(outcome, BaseException):
+        if batch.is_settled or (twin is not None and not twin.is_settled):
+            self._ignored(now, replica, batch, outcome)
+        elif isinstance(outcome, BaseException):
             self._failed(now, replica, batch, outcome)
         else:
             self._succeeded(now, replica, batch, outcome)
         replica.ended(now)
-        self._forget_gone(replica)
+        self._pool.forget_if_gone(replica)
 
     def next_wakeup(self) -> float | None:
         """When to call `take_batch` again if nothing else happens before; None if there is no need."""
@@ -203,33 +206,20 @@ class Scheduler:
 
     def add_replica(self, capacity: Capacity) -> int:
         """Another place where batches run; the number by which it goes from now on."""
-        number = self._replicas_added
-        self._replicas_added += 1
-        watches = self._policy.name == "adaptive" and self._most_at_once > 1
-        self._replicas.append(Replica(number, capacity, self._most_at_once, watches))
-        return number
+        return self._pool.add(capacity)
 
     def set_capacity(self, number: int, capacity: Capacity) -> None:
         """A replica has said what it takes; its batches in flight are not touched."""
-        self._replica(number).set_capacity(capacity)
+        self._pool.replica(number).set_capacity(capacity)
 
     def set_available(self, now: float, number: int, is_available: bool) -> None:
-        """Whether a replica can be reached at all, as the driver knows it. News is trusted over history."""
-        replica = self._replica(number)
-        if is_available and not replica.is_available:
-            replica.breaker.reset()
-            self._down_since = inf
-        replica.is_available = is_available
+        """Whether a replica can be reached at all, as the driver knows it."""
+        self._pool.set_available(now, number, is_available)
         self._look_at = now
-        if not self._is_up(now):
-            self._down_since = min(self._down_since, now)
 
     def remove_replica(self, number: int) -> None:
         """Send nothing to a replica any more; it is to be told of the end of what is in flight there."""
-        replica = self._replica(number)
-        replica.is_available = False
-        replica.is_leaving = True
-        self._forget_gone(replica)
+        self._pool.remove(number)
 
     # -- what they leave behind ----------------------------------------------------------------------------
 
@@ -240,83 +230,9 @@ class Scheduler:
 
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the queue and the slots."""
-        slots = sum(replica.slots for replica in self._replicas)
-        in_flight = sum(len(replica.in_flight) for replica in self._replicas)
+        slots = sum(replica.slots for replica in self._pool.replicas)
+        in_flight = sum(len(replica.in_flight) for replica in self._pool.replicas)
         return SchedulerStatistics(self._queue.waiting, in_flight, slots)
-
-    # -- where a batch runs --------------------------------------------------------------------------------
-
-    def _replica(self, number: int) -> Replica:
-        for replica in self._replicas:
-            if replica.number == number:
-                return replica
-        raise ValueError(f"there is no replica {number}")
-
-    def _forget_gone(self, replica: Replica) -> None:
-        if replica.is_leaving and not replica.in_flight:
-            self._replicas.remove(replica)
-
-    def _is_up(self, now: float) -> bool:
-        return any(replica.is_up(now) for replica in self._replicas)
-
-    def _free_replica(self, now: float) -> Replica | None:
-        """Where the next batch goes, if there is a place for it now."""
-        if len(self._replicas) == 1:
-            replica = self._replicas[0]
-            if replica.is_free(now):
-                return replica
-            if replica.is_up(now):
-                return None
-        elif (soonest := self._soonest(now)) is not None:
-            return soonest
-        self._rest_while_down(now)
-        return None
-
-    def _soonest(self, now: float) -> Replica | None:
-        """The free replica from which a batch would be back first.
-
-        None is better than a slow one, as long as there is less than a full batch and a busy one that would
-        be back with it even sooner.
-        """
-        best: Replica | None = None
-        best_at, best_load, busy_at, busy_until = inf, 0, inf, inf
-        for replica in self._replicas:
-            if not replica.is_up(now):
-                continue
-            limit = replica.limit(self._policy.max_batch_size)
-            cost = self._queue.cost * min(1.0, limit / max(1, self._queue.waiting))
-            frees_in = replica.frees_in(now)
-            at, load = now + frees_in + replica.curve.predict(cost), len(replica.in_flight)
-            if replica.is_free(now):
-                if (at, load) < (best_at, best_load) or best is None:
-                    best, best_at, best_load = replica, at, load
-            elif at < busy_at and frees_in > _EARLY:  # else it is late, and nobody knows by how much
-                busy_at, busy_until = at, now + frees_in
-        if (
-            best is not None
-            and busy_at < best_at
-            and self._queue.waiting < best.limit(self._policy.max_batch_size)
-        ):
-            self._look_again(busy_until)
-            return None
-        return best
-
-    def _rest_while_down(self, now: float) -> None:
-        """Nothing can leave. If no replica is up for long, nobody is kept waiting for it."""
-        if self._is_up(now):
-            return
-        self._down_since = min(self._down_since, now)
-        patience = self._down_since + self._patience
-        if now >= patience:
-            self._give_up()
-            return
-        trials = [replica.breaker.opens_at for replica in self._replicas if replica.is_available]
-        self._look_again(min((at for at in trials if at > now), default=patience))
-        self._look_again(patience)
-
-    def _refuse_if_down(self, now: float) -> None:
-        if now >= self._down_since + self._patience and not self._is_up(now):
-            raise _no_replica()
 
     def _give_up(self) -> None:
         """Everybody who waits is told that nothing can serve."""
@@ -337,34 +253,10 @@ class Scheduler:
 
     # -- forming a batch -----------------------------------------------------------------------------------
 
-    def _limit(self, replica: Replica) -> int:
-        """How many items a batch may have now: what was configured, what the replica bears, what is fast.
-
-        Where an objective asks for smaller batches, it never takes the capacity that the load needs: a cap
-        that shrinks as latency grows makes the queue longer, and the latency with it.
-        """
-        limit = replica.limit(self._policy.max_batch_size)
-        objective, curve = self._policy.objective, replica.curve
-        if objective is None or not curve.ready or curve.per_cost <= 0:
-            return limit
-        slots, rate = self._width(), self.arrivals.rate
-        per_item = curve.per_cost * (self._queue.cost / self._queue.waiting if self._queue.cost else 1.0)
-        fast = (objective * slots / (slots + 1) - replica.device.overlap - curve.fixed) / per_item
-        spare = slots - rate * per_item
-        needed = _HEADROOM * rate * curve.fixed / spare if spare > 0 else inf
-        return max(1, int(min(limit, max(fast, needed))))
-
-    def _width(self) -> int:
-        """How many batches run at once."""
-        return max(1, sum(replica.width for replica in self._replicas if replica.is_available))
-
-    def _seconds(self, replica: Replica, cost: float) -> float:
-        """How long a batch takes that would cost so much if a batch could; 0 as long as nothing is known."""
-        return replica.curve.predict(min(cost, self._budget, replica.budget))
-
     def _view(self, replica: Replica, lane: Lane) -> View:
-        waiting, limit = lane.waiting, self._limit(replica)
-        budget = min(self._budget, replica.budget)
+        waiting = lane.waiting
+        limit = self._pool.limit(replica, self._queue.mean_cost(), self.arrivals.rate)
+        budget = self._pool.budget(replica)
         cost = lane.cost if waiting <= limit else lane.cost * limit / waiting
         return View(
             waiting=waiting,
@@ -374,18 +266,9 @@ class Scheduler:
             oldest=lane.oldest().arrived,
             deadline=self._expiries.next() - replica.device.overlap,
             here=self._queue.waiting + self._items_in_flight,
-            slots=self._width(),
-            ends=self._ends(replica),
+            slots=self._pool.width(),
+            ends=self._pool.ends(replica),
             curve=replica.curve,
-        )
-
-    def _ends(self, replica: Replica) -> list[float]:
-        """When other places for a batch are expected to be free, soonest first."""
-        return sorted(
-            end
-            for other in self._replicas
-            if not (other is replica and other.device.serial) and other.is_available
-            for end in other.ends()
         )
 
     def _select(self, now: float, replica: Replica, lane: Lane, view: View) -> list[Part]:
@@ -397,7 +280,7 @@ class Scheduler:
         def admit(request: Request) -> bool:
             return not self._drop_late(request, ready_at)
 
-        budget = min(self._budget, replica.budget)
+        budget = self._pool.budget(replica)
         if self._policy.padded:
             count = selection.CANDIDATES_PER_ITEM * view.limit
             candidates = [request for request in lane.candidates(count) if admit(request)]
@@ -445,28 +328,43 @@ class Scheduler:
 
     def _take_rerun(self, now: float) -> Batch | None:
         """A batch to be run again, if one is due and there is a place for it."""
-        for replica in self._replicas:
-            if not replica.is_free(now):
-                continue
-            while (rerun := self._reruns.pop(now, partial(self._room_for, now, replica))) is not None:
-                for request, _, _ in rerun.parts:
-                    self._drop_late(request, now)
-                if parts := live(rerun.parts):
-                    reason = "isolation" if rerun.tries == 1 else "retry"
-                    return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
+        while (rerun := self._reruns.pop(now, partial(self._place_for, now))) is not None:
+            for request, _, _ in rerun.parts:
+                self._drop_late(request, now)
+            if parts := live(rerun.parts):
+                replica = self._pool.free_for_rerun(now, rerun.avoid)
+                assert replica is not None  # since there was room
+                reason = "isolation" if rerun.tries == 1 else "retry"
+                return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
         if (due := self._reruns.next()) > now:
             self._look_again(due)
         return None
 
-    def _room_for(self, now: float, replica: Replica, rerun: Rerun) -> int:
-        """How many items of a rerun may run here: none, if it was lost here and another replica is up."""
-        most = self._policy.max_batch_size
-        if rerun.avoid == replica.number and any(
-            other is not replica and other.is_up(now) for other in self._replicas
-        ):
+    def _place_for(self, now: float, rerun: Rerun) -> int:
+        """How many items of a rerun may leave now."""
+        replica = self._pool.free_for_rerun(now, rerun.avoid)
+        if replica is None:
             return 0
         # The halves of a search are as large as they must be.
+        most = self._policy.max_batch_size
         return most if rerun.search is not None else replica.limit(most)
+
+    def _take_hedge(self, now: float) -> Batch | None:
+        """A batch that is unusually late, to be run elsewhere as well."""
+        for late_at, batch in self._pool.late():
+            if late_at > now:
+                self._look_again(late_at)
+                continue
+            replica = self._pool.free_for_rerun(now, batch.replica)
+            parts = live(batch.parts)
+            fits = replica is not None and len(batch) <= replica.limit(self._policy.max_batch_size)
+            if replica is None or replica.number == batch.replica or not fits or not parts:
+                continue
+            if self._reruns.may_add():
+                twin = self._launch(now, replica, batch.parts, "hedge", batch.search, batch.tries)
+                batch.twin, twin.twin = twin, batch
+                return twin
+        return None
 
     def _launch(
         self,
@@ -501,7 +399,7 @@ class Scheduler:
 
     def _succeeded(self, now: float, replica: Replica, batch: Batch, results: Sequence[Any]) -> None:
         replica.succeeded(now, batch)
-        self._down_since = inf
+        self._pool.has_answered()
         if batch.search is None:
             self._isolation_budget.earn()
             self._reruns.earn()
@@ -514,6 +412,15 @@ class Scheduler:
             if not request.ended and request.receive(start, stop, results, position):
                 self._hand_out(request)
             position += stop - start
+
+    def _ignored(
+        self, now: float, replica: Replica, batch: Batch, outcome: Sequence[Any] | BaseException
+    ) -> None:
+        """Its twin has answered, or will; only the replica's books are kept."""
+        if isinstance(outcome, BaseException):
+            self._note_health(now, replica, outcome, batch.search or Search())
+        else:
+            replica.succeeded(now, batch)
 
     def _failed(self, now: float, replica: Replica, batch: Batch, error: BaseException) -> None:
         """Run it again, in halves or elsewhere, if that can help; else it is the error of everyone in it."""
@@ -605,84 +512,6 @@ class Scheduler:
         request.carrier = carrier
 
     # -- deadlines and admission ---------------------------------------------------------------------------
-
-    def _refuse_unless_entitled(self, now: float, request: Request) -> None:
-        """The queue is full: only who has less than a fair share of it may still come in.
-
-        Otherwise a flood of one tenant would have everybody refused. What is taken in beyond the limit is
-        limited in turn, or tenants without number could fill the memory.
-        """
-        queue, size = self._queue, len(request.items)
-        own = queue.waits_of(request.tenant, request.weight)
-        weights = queue.weight if own else queue.weight + request.weight
-        share = self._max_queue_size * request.weight / weights
-        if own + size > share or queue.waiting + size > 2 * self._max_queue_size:
-            raise self._overloaded(now, f"the queue is full: {queue.waiting} items wait")
-
-    def _refuse_if_late(self, now: float, request: Request, timeout: float) -> None:
-        """Refuse a request that would not make its deadline.
-
-        What was predicted for one request holds, with two batch times to spare, for those that come after it
-        until a batch is back or another batch's worth waits; most deadlines are far beyond even that.
-        """
-        waiting = self._queue.waiting
-        if waiting < self._roomy_below and SAFETY * self._roomy_wait <= timeout and len(request.items) == 1:
-            return
-        replica = self._typical(now)
-        if replica is None:
-            return
-        wait = self._time_to_answer(now, request, replica)
-        if SAFETY * wait > timeout:
-            raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
-        limit = self._limit(replica)
-        full = limit * (self._queue.cost + request.cost(0, 1)) / (waiting + 1)
-        self._roomy_below = waiting + 1 + limit
-        self._roomy_wait = wait + 2 * self._seconds(replica, full)
-
-    def _typical(self, now: float) -> Replica | None:
-        """A replica by which to predict; None as long as nothing is known."""
-        for replica in self._replicas:
-            if replica.curve.ready and replica.is_up(now):
-                return replica
-        return None
-
-    def _time_to_answer(self, now: float, request: Request, replica: Replica) -> float:
-        """How long until a request that arrives now is answered, as predicted.
-
-        Before it goes what waits of its own share, and of others as much as their weights entitle them to.
-        """
-        queue, size, limit = self._queue, len(request.items), self._limit(replica)
-        ahead = float(queue.waiting)
-        own = queue.waits_of(request.tenant, request.weight)
-        if own < ahead:
-            weights = queue.weight if own else queue.weight + request.weight
-            ahead = min(ahead, (own + size) * weights / request.weight - size)
-        cost = (queue.cost + request.cost(0, size)) / (queue.waiting + size)
-        free_in = min(other.frees_in(now) for other in self._replicas if other.is_up(now))
-        full, rest = divmod(ahead + size - 1, limit)
-        return free_in + full * self._pace(replica, limit * cost) + self._seconds(replica, (rest + 1) * cost)
-
-    def _pace(self, replica: Replica, cost: float) -> float:
-        """Seconds from one full batch to the next, when all replicas are busy."""
-        if len(self._replicas) == 1:
-            return self._seconds(replica, cost) / replica.width
-        per_second = sum(
-            other.width / max(1e-9, self._seconds(other if other.curve.ready else replica, cost))
-            for other in self._replicas
-            if other.is_available
-        )
-        return 1 / per_second
-
-    def _overloaded(self, now: float, message: str) -> Overloaded:
-        queue, capacity, wait = self._queue, 0.0, 1.0
-        if queue.waiting and (replica := self._typical(now)) is not None:
-            limit = self._limit(replica)
-            pace = self._pace(replica, limit * queue.cost / queue.waiting)
-            capacity = limit / max(pace, 1e-9)
-            wait = ceil(queue.waiting / limit) * pace
-        retry_after = self._come_back.seconds(now, wait, capacity)
-        allowed = f"at most {self._max_queue_size} may wait; " if self._max_queue_size < inf else ""
-        return Overloaded(message, f"{allowed}come back in {retry_after} s", retry_after)
 
     def _drop_expired(self, now: float) -> None:
         """End what has waited for too long."""

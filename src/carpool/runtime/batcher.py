@@ -16,8 +16,8 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from carpool.backends.base import Backend
 from carpool.backends.callable import BatchFunction, CallableBackend
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics

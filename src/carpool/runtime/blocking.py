@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from carpool.backends.callable import BatchFunction
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ShuttingDown
 from carpool.runtime.batcher import Batcher
