@@ -1,4 +1,4 @@
-"""The ASGI app: every documented route, for any ASGI server.
+"""The ASGI app: every documented route, for any ASGI server. `fast_lane.py` does without it where it can.
 
 The routes are FastAPI's so that OpenAPI and `/docs` are true; bodies go to the service as bytes, since
 validating them with pydantic would cost more than all the rest.
