@@ -14,6 +14,7 @@ import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from carpool.errors import CarpoolError
@@ -37,6 +38,10 @@ _LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
 # The most of a body, with its head, that is kept unparsed until the rest comes. Many clients send the head and
 # the body in two segments; what does not fit into the second one is no short text.
 _LONGEST_SPLIT = 65536
+
+# Requests of one connection that wait behind the one that is being answered. Not fewer, as a client that hangs
+# up is noticed only while it is read from.
+_MOST_PIPELINED = 16
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -105,9 +110,9 @@ class Exchange:
     __slots__ = (
         "body",
         "disconnected",
-        "is_whole",
         "keep_alive",
         "length",
+        "more_body",
         "refusal",
         "request",
         "response_complete",
@@ -127,7 +132,7 @@ class Exchange:
         self.wants_continue = False
         self.body = bytearray()
         self.size = 0  # of the body, so far
-        self.is_whole = False  # all of it has been read
+        self.more_body = True  # not all of it has been read
         self.refusal: Reply | None = None  # known before all of it was read
         self.request: Request | None = None  # while the batcher has it
         self.response_complete = False
@@ -155,6 +160,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._known = Exchange(next(iter(self.lane.routes.values())), keep_alive=True)
         self._serving: Any = None  # whose turn it is, or was last: an Exchange or uvicorn's own
         self._is_advancing = False
+        self._last_words: str | None = None  # to a client of whom nothing more can be read
         self._active_at = 0.0  # when the last response left
 
     def data_received(self, data: bytes) -> None:
@@ -211,7 +217,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         previous = self.cycle
         route = self._route()
         if route is not None:
-            self._receive_head(Exchange(route, self._keeps_alive()), previous)
+            self._receive_head(Exchange(route, self._keeps_alive()))
             return
         super().on_headers_complete()
         if self.cycle is not previous and (previous is None or previous.response_complete):
@@ -229,6 +235,8 @@ class FastLaneProtocol(HttpToolsProtocol):
         try:
             self.lane.service.check_length(exchange.route, exchange.size)
             exchange.body += body
+            if exchange is not self._serving and exchange.size > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()  # until its turn comes
         except CarpoolError as error:
             exchange.body.clear()
             exchange.refusal = exchange.route.encode_error(error)
@@ -242,7 +250,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         if type(exchange) is not Exchange:
             super().on_message_complete()
             return
-        exchange.is_whole = True
+        exchange.more_body = False
         if exchange is self._serving and not exchange.response_complete:
             self._enqueue(exchange)
 
@@ -250,10 +258,10 @@ class FastLaneProtocol(HttpToolsProtocol):
         """A response has been written, by either lane: now the next in line, or a client that keeps alive."""
         self.server_state.total_requests += 1
         self._active_at = self.loop.time()
-        if self.pipeline:
+        if self.transport.is_closing():
+            return
+        if self.pipeline or self.flow.read_paused:
             self._advance()
-        elif self.flow.read_paused:
-            self.flow.resume_reading()
         if self.timeout_keep_alive_task is None:
             self._await_next(self.timeout_keep_alive)
 
@@ -276,6 +284,16 @@ class FastLaneProtocol(HttpToolsProtocol):
         super().resume_writing()
         if self.pipeline:
             self._advance()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed is refused, but not before those that came in front of it are answered."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # it is this one's body that cannot be parsed
+        if self.pipeline or not (self._is_free() or self._serving.more_body):
+            self._last_words = msg
+            self.flow.pause_reading()
+        else:
+            super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: what it asked for need not be computed."""
@@ -304,7 +322,7 @@ class FastLaneProtocol(HttpToolsProtocol):
     def _keeps_alive(self) -> bool:
         return self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
 
-    def _receive_head(self, exchange: Exchange, previous: Any) -> None:
+    def _receive_head(self, exchange: Exchange) -> None:
         self.cycle = exchange  # type: ignore[assignment]
         exchange.wants_continue = self.expect_100_continue
         # From the last to the first, so that the first of a name counts.
@@ -315,19 +333,19 @@ class FastLaneProtocol(HttpToolsProtocol):
             exchange.refusal = exchange.route.encode_error(error)
         if exchange.keep_alive and not exchange.wants_continue and "transfer-encoding" not in headers:
             exchange.length = int(headers.get("content-length", 0))
-        is_free = previous is None or previous.response_complete
-        if is_free and not self.flow.write_paused and not self.transport.is_closing():
+        if self._may_serve() and not self.pipeline:
             self._serve(exchange)
         else:
-            self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+            if len(self.pipeline) >= _MOST_PIPELINED:
+                self.flow.pause_reading()
 
     def _serve(self, exchange: Exchange) -> None:
         """Its turn has come."""
         self._serving = exchange
         if exchange.refusal is not None:
             self._reply(exchange.refusal)
-        elif exchange.is_whole:
+        elif not exchange.more_body:
             self._enqueue(exchange)
         elif exchange.wants_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -356,7 +374,7 @@ class FastLaneProtocol(HttpToolsProtocol):
             return
         self._is_advancing = True
         try:
-            while self.pipeline and self._may_advance():
+            while self.pipeline and self._may_serve():
                 cycle: Any
                 cycle, app = self.pipeline.pop()
                 if type(cycle) is Exchange:
@@ -365,13 +383,20 @@ class FastLaneProtocol(HttpToolsProtocol):
                     self._serve_by_app(cycle, app)
         finally:
             self._is_advancing = False
-        if not self.pipeline:
+        if self.transport.is_closing() or self.pipeline:
+            return
+        if self._last_words is None:
             self.flow.resume_reading()
+        elif self._is_free():
+            super().send_400_response(self._last_words)
 
-    def _may_advance(self) -> bool:
-        """Whether the one before has been answered, and its client reads what is written to it."""
-        is_free = self._serving is None or self._serving.response_complete
-        return is_free and not self.flow.write_paused and not self.transport.is_closing()
+    def _is_free(self) -> bool:
+        """Whether nobody is waiting for an answer, so that the next one's turn has come."""
+        return self._serving is None or self._serving.response_complete
+
+    def _may_serve(self) -> bool:
+        """Whether a reply could be written now: the client reads what it has been sent, and is still there."""
+        return self._is_free() and not self.flow.write_paused and not self.transport.is_closing()
 
     def _serve_by_app(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
