@@ -72,6 +72,7 @@ class Batcher(Generic[In, Out]):
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._running: set[asyncio.Task[None]] = set()
         self._closing = False
         self._open_requests = 0
@@ -214,9 +215,10 @@ class Batcher(Generic[In, Out]):
         if wakeup is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= wakeup and not self._timer.cancelled():
+            if self._timer_due <= wakeup and not self._timer.cancelled():
                 return
             self._timer.cancel()
+        self._timer_due = wakeup  # uvloop gives a handle without `when` for what is due in less than half a ms
         self._timer = loop.call_at(wakeup, self._wake, wakeup)
 
     def _wake(self, due: float) -> None:
