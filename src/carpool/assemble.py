@@ -8,7 +8,6 @@ from carpool.backends.base import Backend
 from carpool.backends.http import TeiBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
-from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
@@ -75,18 +74,17 @@ def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
         limits,
         name=name,
         observers=(metrics, LogObserver()),
-        cost=estimated_tokens,
-        key=_the_text_itself if settings.dedupe else None,
     )
     metrics.watch(name, batcher.statistics)
-    return ServedModel(name, title, batcher, backend)
+    return ServedModel(name, title, batcher, backend, cost=_estimated_tokens, dedupe=settings.dedupe)
 
 
-def _the_text_itself(text: str) -> str:
-    return text
+def _estimated_tokens(item: bytes) -> float:
+    """About how many tokens the text in a JSON string has: four bytes each, and one at least."""
+    return 1 + len(item) / 4
 
 
-def _backend(settings: ModelSettings) -> tuple[Backend[str, EncodedJson], str]:
+def _backend(settings: ModelSettings) -> tuple[Backend[bytes, EncodedJson], str]:
     if settings.inference_url:
         upstream = TeiBackend(settings.inference_url, settings.batch_timeout_ms / 1000)
         return upstream, f"proxy to {upstream.url}"

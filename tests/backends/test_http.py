@@ -51,9 +51,9 @@ def test_what_the_upstream_says_instead_of_vectors(
         backend = TeiBackend(upstream.url)
         await backend.start(lambda: None)
         with pytest.raises(kind, match=words):
-            await backend.run(["a"])
+            await backend.run([b'"a"'])
         upstream.answer_with = None
-        assert len(await backend.run(["a"])) == 1
+        assert len(await backend.run([b'"a"'])) == 1
         await backend.close()
 
     run(main())
@@ -67,7 +67,7 @@ def test_an_upstream_that_does_not_answer_in_time(upstream: Upstream) -> None:
         backend = TeiBackend(upstream.url, timeout=0.2)
         await backend.start(lambda: None)
         with pytest.raises(BackendError, match="did not answer in time"):
-            await backend.run(["a"])
+            await backend.run([b'"a"'])
         await backend.close()
 
     run(main())
@@ -84,13 +84,13 @@ def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
         await backend.start(lambda: None)
         assert backend.trouble() is not None
         with pytest.raises(BackendError, match="cannot be reached"):
-            await backend.run(["a"])
+            await backend.run([b'"a"'])
         late = Upstream()
         late.port = port
         with late:
             while backend.trouble() is not None:
                 await asyncio.sleep(0.01)
-            assert len(await backend.run(["a"])) == 1
+            assert len(await backend.run([b'"a"'])) == 1
         await backend.close()
 
     run(main())

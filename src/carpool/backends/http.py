@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 
 import aiohttp
-import msgspec
 from yarl import URL
 
 from carpool.core.replica import Capacity
@@ -57,11 +56,11 @@ class TeiBackend:
         )
         self._look_for_upstream()
 
-    async def run(self, items: Sequence[str], group: Hashable = None) -> Sequence[msgspec.Raw]:
-        """Send the texts as one request; the vectors as the server wrote them."""
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[memoryview]:
+        """Send the texts, JSON strings, as one request; the vectors as the server wrote them."""
         if self._session is None:
             raise BackendError("the upstream client is not started", "call start() first")
-        body = tei.encode_embed(items)
+        body = b'{"inputs":[' + b",".join(items) + b"]}"
         headers = {"content-type": "application/json"}
         try:
             async with self._session.post(self.url, data=body, headers=headers) as response:
@@ -71,7 +70,7 @@ class TeiBackend:
         self._tell(None)
         if response.status != 200:
             raise tei.decode_error(response.status, reply)
-        return tei.decode_embeddings(reply)
+        return [memoryview(vector) for vector in tei.decode_embeddings(reply)]
 
     async def close(self) -> None:
         """Stop looking and close the connections."""
