@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from carpool.backends.base import Backend
-from carpool.backends.http import TeiBackend
+from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
 from carpool.core.admission import Limits
@@ -82,8 +82,8 @@ def _the_text_itself(text: str) -> str:
 
 def _backend(settings: ModelSettings) -> tuple[Backend[str, EncodedJson], str]:
     if settings.inference_url:
-        upstream = TeiBackend(settings.inference_url, settings.batch_timeout_ms / 1000)
-        return upstream, f"proxy to {upstream.url}"
+        upstream = HttpBackend(settings.inference_url)
+        return upstream, f"proxy to {upstream.target}"
     directory = model_directory(settings)
     title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
     arguments = {"directory": str(directory), "engine": settings.engine}
