@@ -33,8 +33,8 @@ from math import inf
 from timeit import timeit
 from typing import get_args
 
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy, PolicyName
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler

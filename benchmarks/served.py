@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.device import SPIN_SECONDS, Cost, run_precisely
 from benchmarks.gain import Server, cpu_of_everyone, serve
 from benchmarks.scheduler import simulator
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.scheduler import Scheduler
 

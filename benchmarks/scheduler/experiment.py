@@ -11,7 +11,7 @@ from statistics import fmean
 from benchmarks.scheduler.bounds import capacity
 from benchmarks.scheduler.simulator import ClosedLoop, Device, Workload, simulate
 from benchmarks.scheduler.workloads import Source
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.scheduler import Scheduler
 

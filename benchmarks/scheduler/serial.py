@@ -21,8 +21,8 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.scheduler.simulator import BATCH_END, Device, Workload, _Simulation
 from benchmarks.scheduler.workloads import Poisson
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.scheduler import Scheduler
 

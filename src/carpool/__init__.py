@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import (
     BackendError,

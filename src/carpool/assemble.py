@@ -8,8 +8,8 @@ from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
-from carpool.core.admission import Limits
 from carpool.core.cost import estimated_tokens
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
 from carpool.models import pull
@@ -21,6 +21,11 @@ from carpool.server.service import BodyLimits, ServedModel, Service
 from carpool.wire.base import EncodedJson
 
 _LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
+
+# Seconds for which what waits outlives the last replica. An upstream that is gone may stay away; a worker
+# process that has died is being replaced, which takes as long as loading its model.
+_UPSTREAM_PATIENCE = 2.0
+_WORKER_PATIENCE = 30.0
 
 
 def assemble(config: Config) -> Service:
@@ -62,6 +67,7 @@ def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
         batch_timeout=settings.batch_timeout_ms / 1000,
+        patience=_UPSTREAM_PATIENCE if settings.inference_url else _WORKER_PATIENCE,
     )
     batcher = Batcher(
         backend,

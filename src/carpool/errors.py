@@ -16,7 +16,8 @@
     │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     │   └── Unreachable        it did not take the batch, or was lost over it: another try may succeed
-    └── Unavailable      503   nothing can serve now: starting, shutting down, no replica
+    └── Unavailable      503   nothing can serve now: starting, no replica
+        └── ShuttingDown       this server goes away; another may serve
 
 It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
 """
@@ -126,7 +127,7 @@ class Unreachable(BackendError):
 
 
 class Unavailable(CarpoolError):
-    """Nothing can serve now: the server is starting or shutting down, or has no replica.
+    """Nothing can serve now: the server is starting, or has no replica that answers.
 
     `retry_after` is in seconds, where whoever said so named a time.
     """
@@ -136,3 +137,7 @@ class Unavailable(CarpoolError):
     def __init__(self, message: str, detail: str = "", retry_after: int | None = None) -> None:
         super().__init__(message, detail)
         self.retry_after = retry_after
+
+
+class ShuttingDown(Unavailable):
+    """The server is going away: nothing new is taken, and what was interrupted is not tried again."""

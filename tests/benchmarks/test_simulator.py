@@ -12,7 +12,7 @@ from benchmarks.scheduler.simulator import ClosedLoop, Device, Workload, simulat
 from benchmarks.scheduler.tables import ADAPTIVE, NATURAL, TIMEOUTS, Bar, worst
 from benchmarks.scheduler.workloads import Bursts, Neighbours, Poisson, Replay, Source, Texts
 
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.scheduler import Scheduler
 

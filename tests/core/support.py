@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler

@@ -117,6 +117,70 @@ def test_many_that_share_one_computation_and_a_time_out_cost_no_more_each() -> N
     sweeps = set()
     for _ in range(20_000):
         submit(scheduler, 0.0, "same", key="same")
-        sweeps.add(scheduler._sweep_at)
+        sweeps.add(scheduler._expiries._sweep_at)
     assert scheduler.statistics().waiting == 1
     assert len(sweeps) < 15
+
+
+def test_a_flood_does_not_fill_the_queue_for_others() -> None:
+    """A full queue still takes in who has less than a fair share of it, up to that share; not the flood."""
+    scheduler = make(queue=100)
+    for _ in range(100):
+        submit(scheduler, 0.0, "a", tenant="hog")
+    with pytest.raises(Overloaded, match="the queue is full"):
+        submit(scheduler, 0.0, "a", tenant="hog")
+    for _ in range(50):
+        submit(scheduler, 0.0, "a", tenant="light")
+    with pytest.raises(Overloaded, match="the queue is full"):
+        submit(scheduler, 0.0, "a", tenant="light")
+
+
+def test_tenants_without_number_do_not_fill_the_memory() -> None:
+    """Each of a million names is new, and entitled to little; twice the limit is the end."""
+    scheduler, refused = make(queue=100), 0
+    for number in range(1000):
+        try:
+            submit(scheduler, 0.0, "a", tenant=str(number))
+        except Overloaded:
+            refused += 1
+    assert scheduler.statistics().waiting <= 200
+    assert refused >= 800
+
+
+def test_a_flood_does_not_refuse_the_deadlines_of_others() -> None:
+    """Its backlog is not before them: they will be in the next batch."""
+    scheduler = make()
+    now = taught(scheduler)
+    for _ in range(1000):
+        submit(scheduler, now, "a", tenant="hog")
+    with pytest.raises(Overloaded, match="too long for a deadline"):
+        submit(scheduler, now, "a", tenant="hog", timeout=0.2)
+    light = submit(scheduler, now, "a", tenant="light", timeout=0.2)
+    assert light in [request for request, _, _ in must_take(scheduler, now).parts]
+
+
+def test_a_deadline_that_the_next_batch_would_miss_goes_first() -> None:
+    """Past the order of the queue, with half of the batch at most."""
+    scheduler = make(4)
+    now = taught(scheduler)
+    for _ in range(20):
+        submit(scheduler, now, "patient", timeout=10.0)
+    urgent = [submit(scheduler, now, "urgent", timeout=0.1) for _ in range(3)]
+    later = now + 0.085
+    first, second = must_take(scheduler, later).items, [request.ended for request in urgent]
+    assert Counter(first) == {"urgent": 2, "patient": 2}
+    assert second == [False] * 3
+
+
+def test_nobody_waits_for_ever_for_the_shares_of_others() -> None:
+    """With many busy tenants a low class is entitled to little; after 8 s it goes first all the same."""
+    scheduler = make(8)
+    submit(scheduler, 0.0, "first", weight=0.25)
+    submit(scheduler, 0.0, "low", weight=0.25)
+    for number in range(4000):
+        submit(scheduler, 0.1, "busy", tenant=str(number % 40))
+    for _ in range(10):
+        batch = must_take(scheduler, 1.0)
+        assert "low" not in batch.items
+        scheduler.complete(1.0, batch, echo(batch))
+    assert "low" in must_take(scheduler, 8.1).items

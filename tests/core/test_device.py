@@ -7,9 +7,9 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch, Part
 from carpool.core.device import Device
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
@@ -117,10 +117,10 @@ def test_a_named_timeout_knows_no_gate() -> None:
     scheduler, batches = drive("timeout", 2, 1000, 0.003)
     waits = [before - (sent + OVERLAP) for (_, before), (sent, _) in pairwise(batches)]
     assert max(waits[100:]) > 0.005
-    assert not scheduler._device.serial
+    assert not scheduler._pool.replicas[0].device.serial
 
 
 def test_one_slot_needs_no_judgement() -> None:
     """Where one batch is out at a time nothing can overlap."""
     scheduler, _ = drive("adaptive", 1, 500, 0.003)
-    assert not scheduler._device.serial
+    assert not scheduler._pool.replicas[0].device.serial

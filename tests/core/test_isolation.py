@@ -11,7 +11,7 @@ from carpool.core.batch import Batch, Part
 from carpool.core.isolation import Quarantine, halves
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Unavailable
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge
 from tests.core.support import echo, fails_on, make, must_take, serve_all, submit
 
 
@@ -66,15 +66,14 @@ def test_an_outage_is_not_searched() -> None:
     scheduler = make(32)
     requests = singles(scheduler, range(32))
     batches = serve_all(scheduler, 0.0, lambda batch: BatchFailed("down"))
-    assert len(batches) <= 10
+    assert len(batches) == 5
     assert all(isinstance(request.error, BatchFailed) for request in requests)
     singles(scheduler, range(32), 1.0)
 
 
-@pytest.mark.parametrize("error", [BackendError("timed out"), Unavailable("no replica")])
-def test_other_errors_are_not_searched(error: BaseException) -> None:
+def test_other_errors_are_not_searched() -> None:
     """They say nothing of what was in the batch."""
-    scheduler = make(32)
+    scheduler, error = make(32), BackendError("timed out")
     requests = singles(scheduler, range(32))
     assert len(serve_all(scheduler, 0.0, lambda batch: error)) == 1
     assert all(request.error is error for request in requests)

@@ -85,8 +85,9 @@ def departure(arrivals: Arrivals, policy: BatchPolicy | None = None, **view: Any
         "here": 4,
         "slots": 2,
         "ends": [NOW + 0.006],
+        "curve": learned_curve(),
     }
-    return make_policy(policy or BatchPolicy(), learned_curve(), arrivals).departure(NOW, View(**seen | view))
+    return make_policy(policy or BatchPolicy(), arrivals).departure(NOW, View(**seen | view))
 
 
 def test_departures_are_spaced_where_the_next_slot_frees_soon() -> None:
@@ -130,8 +131,8 @@ def test_nothing_is_held_for_longer_than_allowed() -> None:
 
 def test_before_anything_is_known_nothing_is_held() -> None:
     """The first batches leave as soon as there is a slot."""
-    view = View(1, 32, 1.0, False, NOW, float("inf"), 1, 2, [NOW + 0.006])
-    assert make_policy(BatchPolicy(), Curve(), poisson_like()).departure(NOW, view) == (NOW, "slot free")
+    view = View(1, 32, 1.0, False, NOW, float("inf"), 1, 2, [NOW + 0.006], Curve())
+    assert make_policy(BatchPolicy(), poisson_like()).departure(NOW, view) == (NOW, "slot free")
 
 
 def test_clients_that_return_are_waited_for() -> None:

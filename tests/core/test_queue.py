@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from carpool.core.queue import Queue
+from carpool.core.batch import Part
+from carpool.core.queue import Lane, Queue
 from carpool.core.request import Request
 
 
@@ -18,9 +19,19 @@ def push(queue: Queue, items: int = 1, tenant: str = "", weight: float = 1.0, **
     return request
 
 
+def lane_of(queue: Queue) -> Lane:
+    lane = queue.next_lane()
+    assert lane is not None
+    return lane
+
+
+def take_parts(queue: Queue, limit: int, budget: float = inf) -> list[Part]:
+    return queue.take(lane_of(queue), limit, budget, lambda request: True) if queue.waiting else []
+
+
 def take(queue: Queue, limit: int, budget: float = inf) -> list[str]:
     """Whose items leave, one letter an item."""
-    parts = queue.take(limit, budget, lambda request: True)
+    parts = take_parts(queue, limit, budget)
     return [request.tenant for request, start, stop in parts for _ in range(stop - start)]
 
 
@@ -28,9 +39,9 @@ def test_one_flow_is_first_come_first_served() -> None:
     """With one tenant nothing is reordered, and a large request is cut where the batch is full."""
     queue = Queue()
     requests = [push(queue, size) for size in (2, 5, 1)]
-    spans = [queue.take(4, inf, lambda request: True) for _ in range(2)]
+    spans = [take_parts(queue, 4) for _ in range(2)]
     assert spans == [[(requests[0], 0, 2), (requests[1], 0, 2)], [(requests[1], 2, 5), (requests[2], 0, 1)]]
-    assert (len(queue), queue.cost, queue.oldest()) == (0, 0.0, None)
+    assert (len(queue), queue.cost, queue.next_lane()) == (0, 0.0, None)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -120,7 +131,7 @@ def test_a_withdrawn_request_counts_no_more() -> None:
     queue.withdraw(gone)
     assert len(queue) == 1
     assert queue.cost == pytest.approx(1)
-    assert queue.oldest() is kept
+    assert lane_of(queue).oldest() is kept
     queue.withdraw(kept)
     assert (len(queue), queue.cost) == (0, 0.0)
 
@@ -133,7 +144,7 @@ def test_idle_flows_are_forgotten() -> None:
         if number >= 10:
             assert len(take(queue, 1)) == 1
     assert len(queue) == 10
-    assert len(queue._flows) < 2000
+    assert len(lane_of(queue).flows) < 2000
     assert take(queue, 20) == [str(number) for number in range(99_990, 100_000)]
 
 
@@ -144,9 +155,9 @@ def test_a_backend_that_hangs_does_not_fill_the_memory_with_cancelled_requests(t
     oldest = push(queue)
     for number in range(50_000):
         queue.withdraw(push(queue, tenant=str(number % tenants)))
-    assert queue.oldest() is oldest
-    assert len(queue._arrivals) < 100
-    assert sum(len(flow.requests) for flow in queue._flows.values()) < 100
+    assert lane_of(queue).oldest() is oldest
+    assert sum(map(len, lane_of(queue)._arrivals.values())) < 100
+    assert sum(len(flow.requests) for flow in queue._lanes[None].flows.values()) < 100
 
 
 def test_taking_by_choice_forgets_what_has_left() -> None:
@@ -155,10 +166,10 @@ def test_taking_by_choice_forgets_what_has_left() -> None:
     for _ in range(5_000):
         push(queue, tenant="a")
         push(queue, tenant="b")
-        for request in queue.candidates(2):
+        for request in lane_of(queue).candidates(2):
             queue.take_chosen(request, 1)
     assert len(queue) == 0
-    assert sum(len(flow.requests) for flow in queue._flows.values()) < 10
+    assert sum(len(flow.requests) for flow in queue._lanes[None].flows.values()) < 10
 
 
 def test_candidates_come_in_fair_order() -> None:
@@ -168,9 +179,9 @@ def test_candidates_come_in_fair_order() -> None:
         push(queue, tenant="heavy", weight=4.0)
     for _ in range(8):
         push(queue, tenant="light", weight=1.0)
-    names = [request.tenant for request in queue.candidates(10)]
+    names = [request.tenant for request in lane_of(queue).candidates(10)]
     assert Counter(names) == {"heavy": 8, "light": 2}
-    assert all(request.taken == 0 for request in queue.candidates(10))
+    assert all(request.taken == 0 for request in lane_of(queue).candidates(10))
 
 
 def test_the_state_reads_well() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.scheduler import Scheduler
 from carpool.errors import BackendError, Overloaded, TimedOut

@@ -11,6 +11,7 @@ import pytest
 
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.request import Request
+from carpool.errors import ShuttingDown
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
 
@@ -230,7 +231,7 @@ def test_interrupting_the_loop_answers_who_waits() -> None:
         await asyncio.sleep(1.0)  # `run` cancels what is left when this returns
 
     run(main())
-    assert [type(request.error) for request in delivered] == [Unavailable]
+    assert [type(request.error) for request in delivered] == [ShuttingDown]
 
 
 def test_a_caller_cancelled_in_the_turn_of_its_answer_disturbs_nobody(

@@ -201,7 +201,7 @@ def test_an_upstream_that_is_not_there_is_unhealthy_with_the_reason(tmp_path: Pa
         assert reply.status_code == 503
         assert reply.json()["status"] == "unhealthy"
         until(lambda: "cannot be reached" in server.client.get("/health").json()["reason"])
-        assert embed(server, "x").status_code == 502
+        assert embed(server, "x").status_code == 503
 
 
 def test_a_killed_worker_is_replaced_and_health_tells_the_truth(model_server: RunningServer) -> None:

@@ -36,16 +36,41 @@ class Search:
 class Batch:
     """Items of one or many requests on their way to the backend, in the order of `parts`."""
 
-    __slots__ = ("cost", "expected_at", "group", "items", "number", "parts", "reason", "search", "taken_at")
+    __slots__ = (
+        "cost",
+        "expected_at",
+        "group",
+        "is_settled",
+        "items",
+        "number",
+        "parts",
+        "reason",
+        "replica",
+        "search",
+        "taken_at",
+        "tries",
+        "twin",
+    )
 
     def __init__(
-        self, number: int, parts: list[Part], taken_at: float, reason: str, search: Search | None = None
+        self,
+        number: int,
+        parts: list[Part],
+        taken_at: float,
+        reason: str,
+        search: Search | None = None,
+        replica: int = 0,
+        tries: int = 1,
     ) -> None:
         self.number = number
         self.parts = parts
         self.taken_at = taken_at
         self.reason = reason  # why it left now, in words for the log and a label for the metrics
         self.search = search  # the search for a bad item that it is a step of
+        self.replica = replica  # where it runs
+        self.tries = tries  # this one included
+        self.twin: Batch | None = None  # runs the same elsewhere; whichever is back first answers
+        self.is_settled = False  # by its twin: what it returns is of no use any more
         self.items: list[Any] = [item for request, start, stop in parts for item in request.items[start:stop]]
         self.group = parts[0].request.group  # which all of its requests have in common
         self.cost = 0.0  # as the scheduler prices it, which sets this

@@ -14,7 +14,11 @@ from math import frexp
 
 _STEP = 0.06  # how far a tracker moves towards what it sees, once it has seen 1 / _STEP batches
 _CLIP = 0.3  # the largest surprise that is believed, as a part of what was expected
+_CONVINCED = 6  # surprises beyond that in a row, all to one side: then it is the device that has changed
 _ERROR_STEP = 0.05
+_SLOWEST = 0.05  # of the batches take longer than the `slowest` multiple of what was predicted
+_SLOWEST_STEP = 0.1  # how far that multiple moves when it is exceeded; a twentieth of it back when it is not
+_SLOWEST_AT_FIRST = 2.0
 _ENOUGH = 5  # batches before which nothing is predicted
 _REFIT_EVERY = 8  # batches; the line moves slowly once it stands, and fitting costs as much as ten requests
 _REFIT_ALWAYS_UNTIL = 64
@@ -27,12 +31,13 @@ _REACH = 2.0  # how far outside the costs seen the line is trusted, as a factor
 class _Bin:
     """Batches of about the same cost: their typical cost and time."""
 
-    __slots__ = ("cost", "count", "seconds")
+    __slots__ = ("cost", "count", "seconds", "streak")
 
     def __init__(self, cost: float, seconds: float) -> None:
         self.cost = cost
         self.seconds = seconds
         self.count = 1
+        self.streak = 0  # surprises in a row that were too large to be believed; negative if too fast
 
     def learn(self, cost: float, seconds: float, slope: float) -> None:
         self.count += 1
@@ -41,8 +46,21 @@ class _Bin:
         expected = self.seconds + slope * apart
         most = _CLIP * abs(expected) or seconds  # a time of 0 is no base for a percentage
         surprise = max(-most, min(most, seconds - expected))
+        self._count_surprise(seconds - expected, most)
+        if abs(self.streak) == _CONVINCED:
+            self.streak = 0
+            self.count, self.cost, self.seconds = 1, cost, seconds
+            return
         self.cost += step * apart
         self.seconds += step * (surprise + slope * apart)
+
+    def _count_surprise(self, surprise: float, most: float) -> None:
+        if surprise > most:
+            self.streak = max(self.streak, 0) + 1
+        elif surprise < -most:
+            self.streak = min(self.streak, 0) - 1
+        else:
+            self.streak = 0
 
     @property
     def weight(self) -> int:
@@ -52,7 +70,7 @@ class _Bin:
 class Curve:
     """The learned time of a batch, in seconds, by its cost (in whatever unit requests are priced)."""
 
-    __slots__ = ("_bins", "count", "error", "fixed", "per_cost")
+    __slots__ = ("_bins", "count", "error", "fixed", "per_cost", "slowest")
 
     def __init__(self) -> None:
         self._bins: dict[int, _Bin] = {}
@@ -60,6 +78,7 @@ class Curve:
         self.fixed = 0.0
         self.per_cost = 0.0
         self.error = 0.0  # the mean relative error of its own predictions
+        self.slowest = _SLOWEST_AT_FIRST  # times the predicted time: what 19 of 20 batches keep
 
     def __repr__(self) -> str:
         return f"<Curve: {self.fixed * 1e3:.3g} ms + {self.per_cost * 1e3:.3g} ms a unit, {self.count} batches>"
@@ -72,8 +91,9 @@ class Curve:
     def learn(self, cost: float, seconds: float) -> None:
         """A batch of this cost took so long. Failures and cold starts are not to be told."""
         if self.ready:
-            miss = abs(seconds / max(self.predict(cost), 1e-9) - 1)
-            self.error += _ERROR_STEP * (miss - self.error)
+            ratio = seconds / max(self.predict(cost), 1e-9)
+            self.error += _ERROR_STEP * (abs(ratio - 1) - self.error)
+            self.slowest += _SLOWEST_STEP * ((1 - _SLOWEST) if ratio > self.slowest else -_SLOWEST)
         self.count += 1
         number = frexp(cost)[1]
         if (known := self._bins.get(number)) is None:

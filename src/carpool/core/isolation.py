@@ -21,16 +21,18 @@ _REMEMBERED_SECONDS = 60.0  # a backend may be mended meanwhile
 
 
 class Budget:
-    """How many calls may be made for isolation."""
+    """How many extra calls may be made: a share of the others, of which some may be saved up."""
 
-    __slots__ = ("_calls",)
+    __slots__ = ("_calls", "_saved", "_share")
 
-    def __init__(self) -> None:
-        self._calls = _AT_FIRST
+    def __init__(self, share: float = _SHARE, saved: float = _SAVED, at_first: float = _AT_FIRST) -> None:
+        self._share = share
+        self._saved = saved
+        self._calls = at_first
 
     def earn(self) -> None:
-        """A call was made that was not for isolation."""
-        self._calls = min(_SAVED, self._calls + _SHARE)
+        """A call was made that is not extra."""
+        self._calls = min(self._saved, self._calls + self._share)
 
     def spend(self, calls: int) -> bool:
         """Pay for so many calls, if there is enough."""
@@ -41,12 +43,16 @@ class Budget:
 
 
 def halves(batch: Batch) -> tuple[list[Part], list[Part]]:
-    """The parts of a batch in two, a request cut where the middle falls into it."""
+    """The parts of a batch in two."""
+    return cut(batch.parts, len(batch) // 2)
+
+
+def cut(parts: list[Part], room: int) -> tuple[list[Part], list[Part]]:
+    """The parts of the first `room` items, and the others; a request is cut where that falls into it."""
     left: list[Part] = []
     right: list[Part] = []
-    room = len(batch) // 2
-    for request, start, stop in batch.parts:
-        middle = min(stop, start + room)
+    for request, start, stop in parts:
+        middle = max(start, min(stop, start + room))
         if middle > start:
             left.append(Part(request, start, middle))
         if stop > middle:

@@ -30,7 +30,9 @@ class BatchPolicy:
     items times the largest cost. `padded` says that the backend pads all items of a batch to the longest: then
     items of like cost travel together. `objective` (seconds) is the latency to keep: batches stay small
     enough for it, as long as that does not cost the capacity that the load needs. With `isolate` a batch that
-    fails on what is in it is run again in halves, until only the bad items fail.
+    fails on what is in it is run again in halves, until only the bad items fail. With
+    `hedge` a batch that takes longer than 19 of 20 do is sent to another replica as well, and the first answer
+    counts.
     """
 
     name: PolicyName = "adaptive"
@@ -40,6 +42,7 @@ class BatchPolicy:
     padded: bool = False
     objective: float | None = None
     isolate: bool = True
+    hedge: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in get_args(PolicyName):
@@ -78,6 +81,7 @@ class View(NamedTuple):
     here: int  # items that wait or are in flight
     slots: int
     ends: Sequence[float]  # when the batches in flight are expected back, soonest first
+    curve: Curve  # how long a batch takes where this one would run
 
 
 class Policy(Protocol):
@@ -91,15 +95,14 @@ class Policy(Protocol):
 class Timeout:
     """Leave full, or when the oldest has waited long enough. The wait counts from arrival."""
 
-    def __init__(self, policy: BatchPolicy, curve: Curve) -> None:
+    def __init__(self, policy: BatchPolicy) -> None:
         self._max_wait = policy.max_wait
-        self._curve = curve
 
     def departure(self, now: float, view: View) -> Departure:
         """At once when full, else `max_wait` after the oldest arrived, or in time for the first deadline."""
         if view.waiting >= view.limit or view.cost_is_full:
             return Departure(now, "full")
-        latest = view.deadline - max(_SHORTEST_HOLD, _LATE * self._curve.predict(view.cost))
+        latest = view.deadline - max(_SHORTEST_HOLD, _LATE * view.curve.predict(view.cost))
         return Departure(min(view.oldest + self._max_wait, latest), "waited")
 
 
@@ -125,9 +128,8 @@ class Adaptive:
     moment's wait, or they split into cohorts that take turns.
     """
 
-    def __init__(self, policy: BatchPolicy, curve: Curve, arrivals: Arrivals) -> None:
+    def __init__(self, policy: BatchPolicy, arrivals: Arrivals) -> None:
         self._max_wait = policy.max_wait
-        self._curve = curve
         self._arrivals = arrivals
         self._held: tuple[float, float] = (-inf, -inf)  # which oldest request, and since when
 
@@ -135,7 +137,7 @@ class Adaptive:
         """Now, or the end of a hold. Every arrival and every batch's end asks again, so holds end early."""
         if view.waiting >= view.limit or view.cost_is_full:
             return Departure(now, "full")
-        if not self._curve.ready:
+        if not view.curve.ready:
             return Departure(now, "slot free")
         if self._held[0] != view.oldest:
             self._held = (view.oldest, now)
@@ -146,14 +148,14 @@ class Adaptive:
         return Departure(now, "held" if since < now else "slot free")
 
     def _hold_until(self, now: float, since: float, view: View) -> float:
-        seconds = self._curve.predict(view.cost)
+        seconds = view.curve.predict(view.cost)
         until = self._stagger_until(now, seconds, view)
         returns_at = self._returns_at(now, seconds, view)
         cap = _LONGEST_HOLD * seconds
         if returns_at > now:
             until = max(until, returns_at)
-            cap = max(cap, _MERGE * self._curve.fixed)
-        one_more = self._curve.predict(view.cost * (1 + 1 / view.waiting))
+            cap = max(cap, _MERGE * view.curve.fixed)
+        one_more = view.curve.predict(view.cost * (1 + 1 / view.waiting))
         return min(until, since + cap, view.oldest + self._max_wait, view.deadline - _LATE * one_more)
 
     def _stagger_until(self, now: float, seconds: float, view: View) -> float:
@@ -171,9 +173,9 @@ class Adaptive:
 
     def _confidence(self, view: View) -> float:
         """From 1 to 0 as the load or the error of the predictions grows."""
-        per_item = self._curve.per_cost * view.cost / view.waiting
+        per_item = view.curve.per_cost * view.cost / view.waiting
         utilisation = self._arrivals.rate * per_item / view.slots
-        return _fade(utilisation, *_BUSY) * _fade(self._curve.error, *_UNSURE)
+        return _fade(utilisation, *_BUSY) * _fade(view.curve.error, *_UNSURE)
 
     def _returns_at(self, now: float, seconds: float, view: View) -> float:
         """By when the clients of the last batch are back, if waiting for them pays; else now."""
@@ -182,7 +184,7 @@ class Adaptive:
             return now
         wait = max(wait, _SHORTEST_HOLD)  # a hold that ends with the last return may have a longer timer
         if not view.ends and self._arrivals.surely_returning > _SURE:
-            return now + wait if wait < _MERGE * self._curve.fixed else now
+            return now + wait if wait < _MERGE * view.curve.fixed else now
         if not view.ends:
             saved = seconds
         elif view.slots - len(view.ends) == 1:
@@ -198,6 +200,6 @@ def _fade(value: float, end: float, width: float) -> float:
     return max(0.0, min(1.0, (end - value) / width))
 
 
-def make_policy(policy: BatchPolicy, curve: Curve, arrivals: Arrivals) -> Policy:
+def make_policy(policy: BatchPolicy, arrivals: Arrivals) -> Policy:
     """The policy that `policy` names."""
-    return Timeout(policy, curve) if policy.name == "timeout" else Adaptive(policy, curve, arrivals)
+    return Timeout(policy) if policy.name == "timeout" else Adaptive(policy, arrivals)

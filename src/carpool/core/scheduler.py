@@ -9,30 +9,40 @@ benchmarks.
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from functools import partial
+from math import inf
 from typing import Any
 
 from carpool.core import selection
-from carpool.core.admission import SAFETY, ComeBack, Limits
+from carpool.core.admission import Admission
 from carpool.core.arrivals import Arrivals
 from carpool.core.batch import Batch, Part, Search
-from carpool.core.device import Device
-from carpool.core.isolation import Budget, Quarantine, halves
+from carpool.core.deadlines import Deadlines
+from carpool.core.isolation import Budget, Quarantine
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy, View, make_policy
-from carpool.core.queue import Queue
+from carpool.core.pool import Pool
+from carpool.core.queue import Lane, Queue
+from carpool.core.replica import Capacity, Replica
 from carpool.core.request import Request
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Overloaded, TimedOut
+from carpool.core.reruns import Rerun, Reruns, live
+from carpool.errors import (
+    BackendError,
+    BatchFailed,
+    BatchTooLarge,
+    Overloaded,
+    ShuttingDown,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+)
 
 _RETURN_WINDOW = 0.5  # of a batch's time: who comes later than that after its end was not waiting for it
 _EARLY = 0.001  # seconds: a batch leaves so much too early rather than wait for a timer that is no finer
 _LATE = 1.1  # times the predicted time of the next batch must fit before a deadline when it leaves
-_HEADROOM = 1.2  # over the batch size that the load needs, where an objective asks for small batches
-_GROW_AFTER = 100  # batches without a complaint, until a size that was too large is approached by one
-_SPARE_EXPIRIES = 64  # of requests that have left, before they are swept
+_URGENT = 0.5  # of a batch may go to the most urgent, past the order of the queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,74 +57,70 @@ class SchedulerStatistics:
 class Scheduler:
     """Forms batches from requests. Times are floats in seconds on any clock that does not run backwards."""
 
-    def __init__(self, policy: BatchPolicy, limits: Limits) -> None:
+    def __init__(
+        self, policy: BatchPolicy, limits: Limits, capacities: Sequence[Capacity] = (Capacity(),)
+    ) -> None:
         self._policy = policy
-        self._slots = limits.max_in_flight
-        self._max_queue_size = inf if limits.max_queue_size is None else limits.max_queue_size
         self._queue_timeout = inf if limits.queue_timeout is None else limits.queue_timeout
-        self._budget = inf if policy.max_batch_cost is None else policy.max_batch_cost
-        self._device = Device()
-        self._watches_device = policy.name == "adaptive" and limits.max_in_flight > 1
-        self.curve = self._device.curve
-        self.arrivals = Arrivals()
-        self._departures = make_policy(policy, self.curve, self.arrivals)
         self._queue = Queue()
-        self._in_flight: dict[int, Batch] = {}
+        self._pool = Pool(policy, limits, capacities)
+        self.arrivals = Arrivals()
+        self._admission = Admission(limits, self._queue, self._pool, self.arrivals)
+        self._departures = make_policy(policy, self.arrivals)
         self._items_in_flight = 0
         self._batches = 0
         self._look_at = inf  # when the next batch may leave, as far as is known
         self._ended: list[Request] = []
-        self._expiries: list[tuple[float, int, Request]] = []  # a heap, with entries of requests that have left
-        self._sweep_at = _SPARE_EXPIRIES
-        self._submitted = 0
-        self._deadlines = 0  # requests with a deadline that are not answered yet
+        self._expiries = Deadlines()
+        self._has_deadlines = False  # since the queue was last empty
         self._carriers: dict[Hashable, Request] = {}
-        self._retries: deque[tuple[list[Part], Search]] = deque()
+        self._reruns = Reruns()
         self._isolation_budget = Budget()
         self._quarantine = Quarantine()
-        self._come_back = ComeBack()
-        self._size_cap = policy.max_batch_size  # what the backend has shown to bear
-        self._since_complaint = 0
-        self._roomy_below = 0  # with fewer waiting, nobody waits for longer than the next
-        self._roomy_wait = 0.0
 
     def __repr__(self) -> str:
-        return f"<Scheduler: {len(self._queue)} waiting, {len(self._in_flight)} of {self._slots} slots busy>"
+        now = self.statistics()
+        return f"<Scheduler: {now.waiting} waiting, {now.in_flight} of {now.slots} slots busy>"
 
     # -- the five verbs ------------------------------------------------------------------------------------
 
     def submit(self, now: float, request: Request) -> None:
         """Admit a request to the queue.
 
-        Raises `Overloaded` if the queue is full, or too long for the request's deadline, and the error of a
-        payload that was found to be bad a moment ago.
+        Raises `Overloaded` if the queue is full, or too long for the request's deadline, `Unavailable` if
+        there has been no replica for a while, and the error of a payload that was found to be bad a moment
+        ago.
         """
-        size = len(request.items)
+        size, timeout = len(request.items), request.timeout
         if not size:
             raise ValueError("a request has one item at least")
-        if request.key is not None and (known := self._quarantine.find(now, request.key)) is not None:
-            raise known
-        request.arrived = now
-        request.expires = now + self._queue_timeout
-        carrier = self._carriers.get(request.key) if request.key is not None else None
+        if self._pool.is_down(now):
+            raise _no_replica()
+        carrier = None
+        if request.key is not None:
+            if (known := self._quarantine.find(now, _identity(request))) is not None:
+                raise known
+            carrier = self._carriers.get(_identity(request))
         if carrier is None:
-            if len(self._queue) + size > self._max_queue_size:
-                raise self._overloaded(now, f"the queue is full: {len(self._queue)} items wait")
-            if request.timeout is not None:
-                self._admit_by(now, request, request.timeout)
-        elif request.timeout is not None:
-            request.deadline = now + request.timeout
-        request.expires = min(request.expires, request.deadline)
-        self._look_at = now
-        if request.deadline < inf:
-            self._deadlines += 1
-        if request.expires < inf:
-            self._watch(request)
+            if self._queue.waiting + size > self._admission.max_queue_size:
+                self._admission.refuse_unless_entitled(now, request)
+            if timeout is not None:
+                self._admission.refuse_if_late(now, request, timeout)
+        request.arrived = now
+        expires = now + self._queue_timeout
+        if timeout is not None:
+            request.deadline = now + timeout
+            expires = min(expires, request.deadline)
+            self._has_deadlines = True
+        if expires < inf:
+            request.expires = expires
+            self._expiries.watch(request)
         if request.key is None:
             self._queue.push(request)
         else:
             self._board(carrier or self._new_carrier(now, request), request)
-        self.arrivals.arrived(now, size, len(self._queue) + self._items_in_flight)
+        self._look_at = now
+        self.arrivals.arrived(now, size, self._queue.waiting + self._items_in_flight)
 
     def cancel(self, request: Request) -> bool:
         """Forget a request whose caller has gone: it leaves the queue at once, and its results go nowhere.
@@ -130,55 +136,90 @@ class Scheduler:
     def take_batch(self, now: float) -> Batch | None:
         """The batch that leaves now, if one does; ask again until none does."""
         self._look_at = inf
-        if self._expiries and self._expiries[0][0] <= now:
+        if self._expiries.earliest <= now:
             self._drop_expired(now)
-        while len(self._in_flight) < self._slots:
-            if self._retries:
-                if (batch := self._take_retry(now)) is not None:
-                    return batch
-                continue
-            oldest = self._queue.oldest()
-            if oldest is None:
+        if self._policy.hedge and (batch := self._take_hedge(now)) is not None:
+            return batch
+        while self._queue.waiting or self._reruns.waiting:
+            if self._reruns.waiting and (batch := self._take_rerun(now)) is not None:
+                return batch
+            replica = self._pool.free(now, self._queue.waiting, self._queue.cost)
+            if replica is None:
+                if self._pool.is_down(now):
+                    self._give_up()
+                else:
+                    self._look_again(self._pool.look_again_at)
                 return None
-            view = self._view(oldest)
-            if (opens := self._opens_at(view)) > now + _EARLY:
-                self._look_at = opens
+            lane = self._queue.next_lane()
+            if lane is None:
+                return None
+            view = self._view(replica, lane)
+            is_full = view.waiting >= view.limit or view.cost_is_full
+            if (opens := replica.opens_at(view.cost if is_full else None)) > now + _EARLY:
+                self._look_again(opens)
                 return None
             departure = self._departures.departure(now, view)
             if departure.at > now:
-                self._look_at = departure.at
+                self._look_again(departure.at)
                 return None
-            if parts := self._select(now):
-                return self._launch(now, parts, departure.reason)
+            if parts := self._select(now, replica, lane, view):
+                return self._launch(now, replica, parts, departure.reason)
         return None
 
     def complete(self, now: float, batch: Batch, outcome: Sequence[Any] | BaseException) -> None:
         """Pair what the backend returned with who asked. An error, or a wrong count, is everyone's error.
 
-        Except that a batch that failed on what was in it, or for its size, is run again in halves.
+        Except that a batch that failed on what was in it, or for its size, is run again in halves, and one
+        that was lost is run again elsewhere, or in a moment.
         """
-        del self._in_flight[batch.number]
+        replica = self._pool.replica(batch.replica)
+        replica.release(batch)
         self._items_in_flight -= len(batch)
         self._look_at = now
-        self._roomy_below = 0
+        self._admission.batch_ended()
+        twin, batch.twin = batch.twin, None
+        if twin is not None:
+            twin.twin = None
+            twin.is_settled = not isinstance(outcome, BaseException)
         if not isinstance(outcome, BaseException) and len(outcome) != len(batch):
             outcome = BackendError(
                 f"the backend returned {len(outcome)} results for {len(batch)} inputs",
                 "it must return exactly one result per input, in their order",
             )
-        if isinstance(outcome, BaseException):
-            self._failed(now, batch, outcome)
+        if batch.is_settled or (twin is not None and not twin.is_settled):
+            self._ignored(now, replica, batch, outcome)
+        elif isinstance(outcome, BaseException):
+            self._failed(now, replica, batch, outcome)
         else:
-            self._succeeded(now, batch, outcome)
-        self._device.ended(now)
-        if self._device.serial:
-            self._device.expect(now, self._in_flight.values())
+            self._succeeded(now, replica, batch, outcome)
+        replica.ended(now)
+        self._pool.forget_if_gone(replica)
 
     def next_wakeup(self) -> float | None:
         """When to call `take_batch` again if nothing else happens before; None if there is no need."""
-        self._forget_left_expiries()
-        wakeup = min(self._look_at, self._expiries[0][0] if self._expiries else inf)
+        wakeup = self._look_at
+        if self._expiries.earliest < wakeup:
+            wakeup = min(wakeup, self._expiries.next())
         return None if wakeup == inf else wakeup
+
+    # -- the pool ------------------------------------------------------------------------------------------
+
+    def add_replica(self, capacity: Capacity) -> int:
+        """Another place where batches run; the number by which it goes from now on."""
+        return self._pool.add(capacity)
+
+    def set_capacity(self, number: int, capacity: Capacity) -> None:
+        """A replica has said what it takes; its batches in flight are not touched."""
+        self._pool.replica(number).set_capacity(capacity)
+
+    def set_available(self, now: float, number: int, is_available: bool) -> None:
+        """Whether a replica can be reached at all, as the driver knows it."""
+        self._pool.set_available(now, number, is_available)
+        self._look_at = now
+
+    def remove_replica(self, number: int) -> None:
+        """Send nothing to a replica any more; it is to be told of the end of what is in flight there."""
+        self._pool.remove(number)
 
     # -- what they leave behind ----------------------------------------------------------------------------
 
@@ -189,112 +230,166 @@ class Scheduler:
 
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the queue and the slots."""
-        return SchedulerStatistics(len(self._queue), len(self._in_flight), self._slots)
+        slots = sum(replica.slots for replica in self._pool.replicas)
+        in_flight = sum(len(replica.in_flight) for replica in self._pool.replicas)
+        return SchedulerStatistics(self._queue.waiting, in_flight, slots)
+
+    def _give_up(self) -> None:
+        """Everybody who waits is told that nothing can serve."""
+        parts = self._reruns.drain()
+        while (lane := self._queue.next_lane()) is not None:
+            parts += self._queue.take(lane, lane.waiting)
+        self._fail_all(parts, _no_replica())
+
+    def _fail_all(self, parts: Sequence[Part], error: BaseException) -> None:
+        for request, _, _ in parts:
+            if not request.ended:
+                request.fail(error)
+                self._hand_out(request)
+
+    def _look_again(self, at: float) -> None:
+        if at < self._look_at:
+            self._look_at = at
 
     # -- forming a batch -----------------------------------------------------------------------------------
 
-    @property
-    def _width(self) -> int:
-        """How many batches run at once: as many as there are slots, or one where they lead to one device."""
-        return 1 if self._device.serial else self._slots
-
-    def _last_expected(self) -> float:
-        """When the batch that left last is expected back."""
-        return self._in_flight[next(reversed(self._in_flight))].expected_at if self._in_flight else -inf
-
-    def _opens_at(self, view: View) -> float:
-        """When a serial device can do with another batch: one that leaves then finds it idle at last.
-
-        A batch that cannot grow may go ahead by one batch time: it would only wait here.
-        """
-        if not self._device.serial:
-            return -inf
-        is_full = view.waiting >= view.limit or view.cost_is_full
-        ahead = self.curve.predict(view.cost) if is_full else 0.0
-        return self._last_expected() - self._device.overlap - ahead
-
-    def _limit(self) -> int:
-        """How many items a batch may have now: what was configured, what the backend bears, what is fast.
-
-        Where an objective asks for smaller batches, it never takes the capacity that the load needs: a cap
-        that shrinks as latency grows makes the queue longer, and the latency with it.
-        """
-        limit = self._size_cap
-        objective, curve = self._policy.objective, self.curve
-        if objective is None or not curve.ready or curve.per_cost <= 0:
-            return limit
-        slots, rate = self._width, self.arrivals.rate
-        per_item = curve.per_cost * (self._queue.cost / len(self._queue) if self._queue.cost else 1.0)
-        fast = (objective * slots / (slots + 1) - self._device.overlap - curve.fixed) / per_item
-        spare = slots - rate * per_item
-        needed = _HEADROOM * rate * curve.fixed / spare if spare > 0 else inf
-        return max(1, int(min(limit, max(fast, needed))))
-
-    def _seconds(self, cost: float) -> float:
-        """How long a batch takes that would cost so much if a batch could; 0 as long as nothing is known."""
-        return self.curve.predict(min(cost, self._budget))
-
-    def _view(self, oldest: Request) -> View:
-        waiting, limit = len(self._queue), self._limit()
-        cost = self._queue.cost * min(1.0, limit / waiting)
+    def _view(self, replica: Replica, lane: Lane) -> View:
+        waiting = lane.waiting
+        limit = self._pool.limit(replica, self._queue.mean_cost(), self.arrivals.rate)
+        budget = self._pool.budget(replica)
+        cost = lane.cost if waiting <= limit else lane.cost * limit / waiting
         return View(
             waiting=waiting,
             limit=limit,
-            cost=min(cost, self._budget),
-            cost_is_full=cost >= self._budget,
-            oldest=oldest.arrived,
-            deadline=self._earliest_deadline() - self._device.overlap,
-            here=waiting + self._items_in_flight,
-            slots=self._width,
-            ends=() if self._device.serial else sorted(b.expected_at for b in self._in_flight.values()),
+            cost=min(cost, budget),
+            cost_is_full=cost >= budget,
+            oldest=lane.oldest().arrived,
+            deadline=self._expiries.next() - replica.device.overlap,
+            here=self._queue.waiting + self._items_in_flight,
+            slots=self._pool.width(),
+            ends=self._pool.ends(replica),
+            curve=replica.curve,
         )
 
-    def _earliest_deadline(self) -> float:
-        """By when the first of those that wait must be answered, or may wait no longer."""
-        self._forget_left_expiries()
-        return self._expiries[0][0] if self._expiries else inf
-
-    def _select(self, now: float) -> list[Part]:
+    def _select(self, now: float, replica: Replica, lane: Lane, view: View) -> list[Part]:
         """Take the next batch's items out of the queue; nothing, if all that waited came too late."""
-        limit = self._limit()
         ready_at = now
-        if self._deadlines and self.curve.ready:
-            size = min(limit, len(self._queue))
-            cost = self._queue.cost * size / len(self._queue)
-            ready_at = now + _LATE * (self._device.overlap + self._seconds(cost))
+        if self._has_deadlines and replica.curve.ready:
+            ready_at = now + _LATE * (replica.device.overlap + replica.curve.predict(view.cost))
 
         def admit(request: Request) -> bool:
             return not self._drop_late(request, ready_at)
 
-        if not self._policy.padded:
-            return self._queue.take(limit, self._budget, admit if self._deadlines else None)
-        candidates = [
-            request
-            for request in self._queue.candidates(selection.CANDIDATES_PER_ITEM * limit)
-            if admit(request)
-        ]
-        if not candidates:
-            return []
-        chosen = selection.choose(now, candidates, limit, self._budget, self.curve)
-        return [self._queue.take_chosen(request, stop) for request, stop in chosen]
+        budget = self._pool.budget(replica)
+        if self._policy.padded:
+            count = selection.CANDIDATES_PER_ITEM * view.limit
+            candidates = [request for request in lane.candidates(count) if admit(request)]
+            if not candidates:
+                return []
+            chosen = selection.choose(now, candidates, view.limit, budget, replica.curve)
+            return [self._queue.take_chosen(request, stop) for request, stop in chosen]
+        check = admit if self._has_deadlines else None
+        if lane.waiting <= view.limit:
+            return self._queue.take(lane, view.limit, budget, check)
+        parts = self._take_urgent(now, lane, view.limit, budget, 2 * ready_at - now)
+        left = view.limit - sum(stop - start for _, start, stop in parts)
+        left_budget = budget if budget == inf else budget - sum(part.request.cost(*part[1:]) for part in parts)
+        return self._queue.take(lane, left, left_budget, check, parts)
 
-    def _take_retry(self, now: float) -> Batch | None:
-        parts, search = self._retries.popleft()
-        parts = [part for part in parts if not part.request.ended]
-        return self._launch(now, parts, "isolation", search) if parts else None
+    def _take_urgent(self, now: float, lane: Lane, limit: int, budget: float, next_ready: float) -> list[Part]:
+        """Who has waited for too long for its class, and whose deadline leaves no time for the batch after.
 
-    def _launch(self, now: float, parts: list[Part], reason: str, search: Search | None = None) -> Batch:
+        They go past the order of the queue, with a part of the batch, at the cost of their own share.
+        """
+        room = int(limit * _URGENT)
+        urgent = lane.overdue(now, room)
+        watched: list[Request] = []
+        while self._has_deadlines and len(urgent) < room and (request := self._expiries.pop(next_ready)):
+            watched.append(request)
+            urgent.append(request.carrier or request)
+        parts: list[Part] = []
+        for request in urgent:
+            stop = min(len(request.items), request.taken + room)
+            cost = request.cost(request.taken, stop)
+            if (
+                stop > request.taken
+                and cost <= budget
+                and request.deadline > now
+                and request.group == lane.group
+            ):
+                room -= stop - request.taken
+                budget -= cost
+                parts.append(self._queue.take_chosen(request, stop))
+        for request in watched:
+            waits = request.carrier or request
+            if waits.taken < len(waits.items):
+                self._expiries.watch(request)
+        return parts
+
+    def _take_rerun(self, now: float) -> Batch | None:
+        """A batch to be run again, if one is due and there is a place for it."""
+        while (rerun := self._reruns.pop(now, partial(self._place_for, now))) is not None:
+            for request, _, _ in rerun.parts:
+                self._drop_late(request, now)
+            if parts := live(rerun.parts):
+                replica = self._pool.free_for_rerun(now, rerun.avoid)
+                assert replica is not None  # since there was room
+                reason = "isolation" if rerun.tries == 1 else "retry"
+                return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
+        if (due := self._reruns.next()) > now:
+            self._look_again(due)
+        return None
+
+    def _place_for(self, now: float, rerun: Rerun) -> int:
+        """How many items of a rerun may leave now."""
+        replica = self._pool.free_for_rerun(now, rerun.avoid)
+        if replica is None:
+            return 0
+        # The halves of a search are as large as they must be.
+        most = self._policy.max_batch_size
+        return most if rerun.search is not None else replica.limit(most)
+
+    def _take_hedge(self, now: float) -> Batch | None:
+        """A batch that is unusually late, to be run elsewhere as well."""
+        for late_at, batch in self._pool.late():
+            if late_at > now:
+                self._look_again(late_at)
+                continue
+            replica = self._pool.free_for_rerun(now, batch.replica)
+            parts = live(batch.parts)
+            fits = replica is not None and len(batch) <= replica.limit(self._policy.max_batch_size)
+            if replica is None or replica.number == batch.replica or not fits or not parts:
+                continue
+            if self._reruns.may_add():
+                twin = self._launch(now, replica, batch.parts, "hedge", batch.search, batch.tries)
+                batch.twin, twin.twin = twin, batch
+                return twin
+        return None
+
+    def _launch(
+        self,
+        now: float,
+        replica: Replica,
+        parts: list[Part],
+        reason: str,
+        search: Search | None = None,
+        tries: int = 1,
+    ) -> Batch:
         self._batches += 1
-        batch = Batch(self._batches, parts, now, reason, search)
+        batch = Batch(self._batches, parts, now, reason, search, replica.number, tries)
         batch.cost = self._price(parts)
-        self._device.expect(self._last_expected(), (batch,))
-        self._in_flight[batch.number] = batch
+        replica.launch(batch)
         self._items_in_flight += len(batch)
+        if not self._queue.waiting:
+            self._has_deadlines = False
         return batch
 
     def _price(self, parts: Sequence[Part]) -> float:
         if not self._policy.padded:
-            return sum(request.cost(start, stop) for request, start, stop in parts)
+            cost = 0.0
+            for request, start, stop in parts:
+                cost += stop - start if request.costs is None else request.cost(start, stop)
+            return cost
         widest = max(
             1.0 if request.costs is None else max(request.costs[start:stop]) for request, start, stop in parts
         )
@@ -302,50 +397,60 @@ class Scheduler:
 
     # -- what a batch has led to ---------------------------------------------------------------------------
 
-    def _succeeded(self, now: float, batch: Batch, results: Sequence[Any]) -> None:
+    def _succeeded(self, now: float, replica: Replica, batch: Batch, results: Sequence[Any]) -> None:
+        replica.succeeded(now, batch)
+        self._pool.has_answered()
         if batch.search is None:
-            if self._watches_device:
-                if self._device.learn(now, batch):
-                    self.curve = self._device.curve
-                    self._departures = make_policy(self._policy, self.curve, self.arrivals)
-            elif batch.number > 1:  # the first may be a cold start
-                self.curve.learn(batch.cost, now - batch.taken_at)
             self._isolation_budget.earn()
+            self._reruns.earn()
         else:
             batch.search.successes += 1
             batch.search.largest = max(batch.search.largest, len(batch))
-            self._size_cap = max(self._size_cap, len(batch))
-        self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * self.curve.predict(batch.cost))
-        self._since_complaint += 1
-        if self._size_cap < self._policy.max_batch_size and self._since_complaint >= _GROW_AFTER:
-            self._size_cap += 1
-            self._since_complaint = 0
+        self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * replica.curve.predict(batch.cost))
         position = 0
         for request, start, stop in batch.parts:
             if not request.ended and request.receive(start, stop, results, position):
                 self._hand_out(request)
             position += stop - start
 
-    def _failed(self, now: float, batch: Batch, error: BaseException) -> None:
-        """Run it again in halves if that can help; else it is the error of everyone in it."""
+    def _ignored(
+        self, now: float, replica: Replica, batch: Batch, outcome: Sequence[Any] | BaseException
+    ) -> None:
+        """Its twin has answered, or will; only the replica's books are kept."""
+        if isinstance(outcome, BaseException):
+            self._note_health(now, replica, outcome, batch.search or Search())
+        else:
+            replica.succeeded(now, batch)
+
+    def _failed(self, now: float, replica: Replica, batch: Batch, error: BaseException) -> None:
+        """Run it again, in halves or elsewhere, if that can help; else it is the error of everyone in it."""
         search = batch.search or Search()
         if isinstance(error, BatchTooLarge):
-            if len(batch) > 1:  # else it is the item that is too large
-                self._size_cap = max(search.largest, min(self._size_cap, len(batch) // 2))
-                self._since_complaint = 0
+            replica.complained(batch, search.largest)
         elif batch.search is not None:
             search.failures += 1
-        if self._may_split(batch, error, search):
-            self._retries.extend((half, search) for half in halves(batch))
+        self._note_health(now, replica, error, search)
+        if isinstance(error, _LOST) and not isinstance(error, ShuttingDown) and self._reruns.again(now, batch):
             return
-        if len(batch) == 1 and isinstance(error, BatchFailed) and search.successes:
+        if self._may_split(batch, error, search):
+            self._reruns.in_halves(now, batch, search)
+            return
+        if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and search.successes:
             (part,) = batch.parts
             if part.request.key is not None:
-                self._quarantine.add(now, part.request.key, error)
-        for request, _, _ in batch.parts:
-            if not request.ended:
-                request.fail(error)
-                self._hand_out(request)
+                self._quarantine.add(now, _identity(part.request), error)
+        self._fail_all(batch.parts, error)
+        if search.is_outage:
+            self._fail_all(self._reruns.abandon(search), error)
+
+    def _note_health(self, now: float, replica: Replica, error: BaseException, search: Search) -> None:
+        """What an error says of the replica: nothing, where it was about what it was sent."""
+        if isinstance(error, Overloaded | Unavailable) and error.retry_after:
+            replica.breaker.pause(now + error.retry_after)
+        if isinstance(error, BatchFailed | BatchTooLarge | Overloaded) and not search.is_outage:
+            replica.breaker.undecided()
+        else:
+            replica.breaker.failed(now)
 
     def _may_split(self, batch: Batch, error: BaseException, search: Search) -> bool:
         if len(batch) == 1 or search.is_outage:
@@ -359,26 +464,27 @@ class Scheduler:
 
     def _hand_out(self, request: Request) -> None:
         """A request has ended: for its caller, or for all who ride with it."""
+        if request.key is None:  # nobody rides with it
+            if request.taken < len(request.items):
+                self._queue.withdraw(request)
+            self._ended.append(request)
+            return
         self._let_go(request)
         if request.riders is None:
             self._ended.append(request)
             return
         for rider in request.riders:
             rider.results, rider.error, rider.ended = list(request.results), request.error, True
-            self._let_go(rider, still_riding=False)
             self._ended.append(rider)
 
-    def _let_go(self, request: Request, still_riding: bool = True) -> None:
+    def _let_go(self, request: Request) -> None:
         """Give back whatever an ended request holds."""
-        if request.deadline < inf:
-            self._deadlines -= 1
-        if request.riders is not None and self._carriers.get(request.key) is request:
-            del self._carriers[request.key]
+        if request.riders is not None and self._carriers.get(_identity(request)) is request:
+            del self._carriers[_identity(request)]
         carrier = request.carrier
         if carrier is None:
-            if request.taken < len(request.items):
-                self._queue.withdraw(request)
-        elif still_riding and carrier.riders is not None:
+            self._queue.withdraw(request)
+        elif carrier.riders is not None and not carrier.ended:
             carrier.riders.remove(request)
             if not carrier.riders:
                 carrier.ended = True
@@ -387,11 +493,16 @@ class Scheduler:
     def _new_carrier(self, now: float, request: Request) -> Request:
         """What is computed in the place of a request that others may share; it waits for as long as they do."""
         carrier = Request(
-            request.items, costs=request.costs, tenant=request.tenant, weight=request.weight, key=request.key
+            request.items,
+            costs=request.costs,
+            tenant=request.tenant,
+            weight=request.weight,
+            key=request.key,
+            group=request.group,
         )
         carrier.arrived = now
         carrier.riders = []
-        self._carriers[request.key] = carrier
+        self._carriers[_identity(request)] = carrier
         self._queue.push(carrier)
         return carrier
 
@@ -402,75 +513,18 @@ class Scheduler:
 
     # -- deadlines and admission ---------------------------------------------------------------------------
 
-    def _admit_by(self, now: float, request: Request, timeout: float) -> None:
-        """Give a request its deadline, or refuse it if it would not make it.
-
-        What was predicted for one request holds, with two batch times to spare, for those that come after it
-        until a batch is back or another batch's worth waits; most deadlines are far beyond even that.
-        """
-        roomy = len(self._queue) < self._roomy_below and SAFETY * self._roomy_wait <= timeout
-        if self.curve.ready and not (roomy and len(request.items) == 1):
-            wait = self._time_to_answer(now, request)
-            if SAFETY * wait > timeout:
-                raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
-            limit = self._limit()
-            waiting = len(self._queue) + 1
-            full = limit * (self._queue.cost + request.cost(0, 1)) / waiting
-            self._roomy_below = waiting + limit
-            self._roomy_wait = wait + 2 * self._seconds(full)
-        request.deadline = now + timeout
-
-    def _time_to_answer(self, now: float, request: Request) -> float:
-        """How long until a request that arrives now is answered, as predicted."""
-        limit = self._limit()
-        waiting = len(self._queue) + len(request.items)
-        cost = (self._queue.cost + request.cost(0, len(request.items))) / waiting
-        free_in = 0.0
-        if self._device.serial:
-            free_in = max(self._device.overlap, self._last_expected() - now)
-        elif len(self._in_flight) >= self._slots:
-            free_in = max(0.0, min(batch.expected_at for batch in self._in_flight.values()) - now)
-        full, rest = divmod(waiting - 1, limit)
-        before = full * self._seconds(limit * cost) / self._width
-        return free_in + before + self._seconds((rest + 1) * cost)
-
-    def _overloaded(self, now: float, message: str) -> Overloaded:
-        limit, capacity, wait = self._limit(), 0.0, 1.0
-        if self.curve.ready and len(self._queue):
-            seconds = self._seconds(limit * self._queue.cost / len(self._queue))
-            capacity = self._width * limit / max(seconds, 1e-9)
-            wait = ceil(len(self._queue) / limit) * seconds / self._width
-        retry_after = self._come_back.seconds(now, wait, capacity)
-        allowed = f"at most {self._max_queue_size} may wait; " if self._max_queue_size < inf else ""
-        return Overloaded(message, f"{allowed}come back in {retry_after} s", retry_after)
-
-    def _watch(self, request: Request) -> None:
-        """Remember when a request expires. Entries of those that have left are swept now and then."""
-        self._submitted += 1
-        heapq.heappush(self._expiries, (request.expires, self._submitted, request))
-        if len(self._expiries) > self._sweep_at:
-            self._expiries = [entry for entry in self._expiries if not _has_left(entry[2])]
-            heapq.heapify(self._expiries)
-            self._sweep_at = _SPARE_EXPIRIES + 2 * len(self._expiries)
-
-    def _forget_left_expiries(self) -> None:
-        while self._expiries and _has_left(self._expiries[0][2]):
-            heapq.heappop(self._expiries)
-
     def _drop_expired(self, now: float) -> None:
         """End what has waited for too long."""
-        self._forget_left_expiries()
-        while self._expiries and self._expiries[0][0] <= now:
-            request = heapq.heappop(self._expiries)[2]
+        while (request := self._expiries.pop(now)) is not None:
             waited = (now - request.arrived) * 1000
-            request.fail(TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", "it was not run"))
+            run = "it was not run" if not request.taken else "it was run in part"
+            request.fail(TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", run))
             self._hand_out(request)
-            self._forget_left_expiries()
 
     def _drop_late(self, request: Request, ready_at: float) -> bool:
         """End a request that would be answered too late; whether nobody is left who waits for it."""
         if request.riders is None:
-            if request.deadline < ready_at:
+            if request.deadline < ready_at and not request.ended:
                 request.fail(TimedOut("it could not be answered by its deadline", "it was not run"))
                 self._hand_out(request)
             return request.ended
@@ -479,7 +533,13 @@ class Scheduler:
         return request.ended
 
 
-def _has_left(request: Request) -> bool:
-    """Whether a request no longer waits in the queue."""
-    waits = request.carrier or request
-    return request.ended or waits.taken == len(waits.items)
+_LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a later moment, may make good
+
+
+def _identity(request: Request) -> Hashable:
+    """What requests for the same computation have in common."""
+    return request.group, request.key
+
+
+def _no_replica() -> Unavailable:
+    return Unavailable("nothing can serve this now", "no replica can be reached; it was not run", 1)

@@ -16,12 +16,12 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from carpool.backends.base import Backend
 from carpool.backends.callable import BatchFunction, CallableBackend
-from carpool.core.admission import Limits
 from carpool.core.batch import Batch
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, Unavailable
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, ShuttingDown
 from carpool.observe.observer import (
     BatchEnded,
     BatchLeft,
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 class Batcher(Generic[In, Out]):
     """Lets items that arrive alone travel together.
 
-    `backend` is a `Backend`, or a function, async or not, from a list of inputs to as many results. Use it
-    as `async with Batcher(function) as batcher: await batcher.submit(item)`. Everything that was admitted
-    is answered before the `async with` ends.
+    `backend` is a `Backend`, or several that do the same, or a function, async or not, from a list of inputs
+    to as many results. Use it as `async with Batcher(function) as batcher: await batcher.submit(item)`.
+    Everything that was admitted is answered before the `async with` ends.
 
     `cost` prices an item, in any one unit such as tokens, for `BatchPolicy.max_batch_cost` and to predict how
     long a batch takes; without it items are alike. `key` names what an item is: items with the same key that
@@ -52,7 +52,7 @@ class Batcher(Generic[In, Out]):
 
     def __init__(
         self,
-        backend: Backend[In, Out] | BatchFunction[In, Out],
+        backend: Backend[In, Out] | Sequence[Backend[In, Out]] | BatchFunction[In, Out],
         policy: BatchPolicy | None = None,
         limits: Limits | None = None,
         *,
@@ -64,15 +64,16 @@ class Batcher(Generic[In, Out]):
         self.name = name
         self.policy = policy or BatchPolicy()
         self.limits = limits or Limits()
-        self._backend: Backend[In, Out] = _as_backend(backend, self.limits.max_in_flight)
-        self._scheduler = Scheduler(self.policy, self.limits)
+        backends = _as_backends(backend, self.limits.max_in_flight)
+        self._backends = dict(enumerate(backends))  # by the number of the replica
+        self._scheduler = Scheduler(self.policy, self.limits, [each.capacity for each in backends])
         self._observers = observers
         self._cost = cost
         self._key = key
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], int] = {}  # to the replica
         self._closing = False
         self._open_requests = 0
         self._idle: asyncio.Future[None] | None = None  # exists while `close` waits for the last answer
@@ -90,8 +91,24 @@ class Batcher(Generic[In, Out]):
         await self.close()
 
     async def start(self) -> None:
-        """Get the backend ready. A batcher of a plain function needs no start."""
-        await self._backend.start(self._kick)
+        """Get the backends ready. A batcher of a plain function needs no start."""
+        for number, backend in list(self._backends.items()):
+            await self._start_one(number, backend)
+
+    async def add(self, backend: Backend[In, Out]) -> None:
+        """Another place where batches run, from now on."""
+        number = self._scheduler.add_replica(backend.capacity)
+        self._backends[number] = backend
+        await self._start_one(number, backend)
+
+    async def remove(self, backend: Backend[In, Out]) -> None:
+        """Send nothing to a backend any more, wait for what is in flight there, release it."""
+        number = next(number for number, known in self._backends.items() if known is backend)
+        self._scheduler.remove_replica(number)
+        del self._backends[number]
+        running = [task for task, where in self._running.items() if where == number]
+        await asyncio.gather(*running, return_exceptions=True)
+        await backend.close()
 
     async def submit(
         self, item: In, *, timeout: float | None = None, tenant: str = "", priority: Priority = "normal"
@@ -120,7 +137,7 @@ class Batcher(Generic[In, Out]):
     def enqueue(self, request: Request) -> None:
         """Admit a request; its `deliver` is called when it has ended. `submit` without a task or a future."""
         if self._closing:
-            raise Unavailable("shutting down", "no new requests are taken; use another server")
+            raise ShuttingDown("shutting down", "no new requests are taken; use another server")
         loop = asyncio.get_running_loop()
         try:
             self._scheduler.submit(self._now(), request)
@@ -128,9 +145,7 @@ class Batcher(Generic[In, Out]):
             self._tell(RequestRefused(self.name, refusal))
             raise _one_callers_own(refusal) from None
         self._open_requests += 1
-        if not self._kick_is_due:
-            self._kick_is_due = True
-            loop.call_soon(self._kick)
+        self._kick_soon(loop)
 
     def cancel(self, request: Request) -> None:
         """Give up on a request: it leaves the queue at once and will not be delivered."""
@@ -146,7 +161,8 @@ class Batcher(Generic[In, Out]):
             await asyncio.shield(self._idle)
         if self._timer is not None:
             self._timer.cancel()
-        await self._backend.close()
+        for backend in self._backends.values():
+            await backend.close()
 
     @property
     def is_idle(self) -> bool:
@@ -156,6 +172,16 @@ class Batcher(Generic[In, Out]):
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the queue and the slots."""
         return self._scheduler.statistics()
+
+    async def _start_one(self, number: int, backend: Backend[In, Out]) -> None:
+        def changed() -> None:
+            if number in self._backends:
+                self._scheduler.set_capacity(number, backend.capacity)
+                self._scheduler.set_available(self._now(), number, backend.trouble() is None)
+                self._kick_soon(asyncio.get_running_loop())
+
+        await backend.start(changed)
+        changed()
 
     async def _submit(
         self, items: list[Any], timeout: float | None, tenant: str, priority: Priority
@@ -185,6 +211,11 @@ class Batcher(Generic[In, Out]):
         finally:
             self.cancel(request)  # does nothing unless the caller was cancelled
 
+    def _kick_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._kick_is_due:
+            self._kick_is_due = True
+            loop.call_soon(self._kick)
+
     def _kick(self, now: float | None = None) -> None:
         """Send what may leave, hand out what has ended, set the timer for what may leave later."""
         self._kick_is_due = False
@@ -192,8 +223,8 @@ class Batcher(Generic[In, Out]):
         now = self._now() if now is None else now
         while (batch := self._scheduler.take_batch(now)) is not None:
             task = loop.create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running[task] = batch.replica
+            task.add_done_callback(self._running.pop)
             self._tell(
                 BatchLeft(
                     model=self.name,
@@ -229,7 +260,7 @@ class Batcher(Generic[In, Out]):
         try:
             outcome = await self._outcome(batch)
         except BaseException:  # cancelled, or the program ends: its callers get an answer all the same
-            self._complete(left_at, batch, Unavailable("shutting down", "the batch was interrupted"))
+            self._complete(left_at, batch, ShuttingDown("shutting down", "the batch was interrupted"))
             self._deliver(self._now())
             raise
         self._complete(left_at, batch, outcome)
@@ -247,7 +278,7 @@ class Batcher(Generic[In, Out]):
         deadline = asyncio.timeout(self.limits.batch_timeout)
         try:
             async with deadline:
-                return await self._backend.run(batch.items, batch.group)
+                return await self._backends[batch.replica].run(batch.items, batch.group)
         except CarpoolError as error:
             return error
         except Exception as error:
@@ -296,10 +327,12 @@ class Batcher(Generic[In, Out]):
                 logger.exception("an observer failed on %s", type(fact).__name__)
 
 
-def _as_backend(backend: Backend[In, Out] | BatchFunction[In, Out], concurrency: int) -> Backend[In, Out]:
+def _as_backends(
+    backend: Backend[In, Out] | Sequence[Backend[In, Out]] | BatchFunction[In, Out], concurrency: int
+) -> list[Backend[In, Out]]:
     if callable(backend):
-        return CallableBackend(backend, concurrency)
-    return backend
+        return [CallableBackend(backend, concurrency)]
+    return list(backend) if isinstance(backend, Sequence) else [backend]
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

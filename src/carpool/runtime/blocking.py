@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from carpool.backends.callable import BatchFunction
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
-from carpool.errors import Unavailable
+from carpool.errors import ShuttingDown
 from carpool.runtime.batcher import Batcher
 
 In = TypeVar("In")
@@ -72,21 +72,21 @@ class BlockingBatcher(Generic[In, Out]):
     def _wait_for(self, coroutine: Coroutine[Any, Any, Value], timeout: float | None) -> Value:
         try:
             loop = self._running_loop()
-        except Unavailable:
+        except ShuttingDown:
             coroutine.close()
             raise
         answer = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return answer.result(timeout)
         except CancelledError:
-            raise Unavailable("shutting down", "this batcher is closed") from None
+            raise ShuttingDown("shutting down", "this batcher is closed") from None
         finally:
             answer.cancel()  # does nothing unless the wait was given up
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._closed:
-                raise Unavailable("shutting down", "this batcher is closed")
+                raise ShuttingDown("shutting down", "this batcher is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="carpool", daemon=True)

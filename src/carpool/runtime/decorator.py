@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from carpool.backends.callable import BatchFunction
-from carpool.core.admission import Limits
+from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy, PolicyName
 from carpool.runtime.batcher import Batcher
 from carpool.runtime.blocking import BlockingBatcher

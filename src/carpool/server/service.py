@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from carpool.backends.base import Backend
-from carpool.errors import CarpoolError, TooLarge, Unavailable, WrongType
+from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.wire import native
@@ -96,7 +96,7 @@ class Service:
         started = time.perf_counter()
         try:
             if self._stopping:
-                raise Unavailable("shutting down", "no new requests are taken; use another server")
+                raise ShuttingDown("shutting down", "no new requests are taken; use another server")
             item, terms = route.decode(body), read_terms(headers)
             result = await self.models[0].batcher.submit(item, **terms._asdict())
             return Reply(200, route.encode(result, time.perf_counter() - started))
