@@ -87,7 +87,7 @@ def test_tables_beside_flat_keys(tmp_path: Path) -> None:
         ({"MAX_WAIT_TIME": "0.01"}, "max_wait_time_ms", 10),
         ({"MAX_BATCH_SIZE": "64"}, "max_batch_size", 64),
         ({"MODEL_PATH": "/srv/model"}, "model", "/srv/model"),
-        ({"INFERENCE_URL": "http://tei:80"}, "inference_url", "http://tei:80"),
+        ({"INFERENCE_URL": "http://tei:80"}, "inference_url", ("http://tei:80",)),
     ],
 )
 def test_the_inherited_variables_of_a_model(
@@ -182,7 +182,7 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
     """Each row of docs/settings.md is what the code says; a changed setting fails here with its new row."""
     rows = []
     for setting in (*MODEL_SETTINGS, *SERVER_SETTINGS):
-        default = "none" if setting.default == "" else setting.default
+        default = "none" if setting.default in ("", ()) else setting.default
         names = ", ".join(f"`{alias.name}`" for alias in setting.rule.aliases)
         rows.append(f"| `{setting.key}` | {default} | {setting.rule.allowed} | {names} | {setting.rule.help} |")
     written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().splitlines()

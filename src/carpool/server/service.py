@@ -14,6 +14,7 @@ from carpool.backends.base import Backend
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
+from carpool.server.passthrough import PassThrough
 from carpool.wire import native
 from carpool.wire.base import JSON, EncodedJson, Reply, Route
 from carpool.wire.terms import read_terms
@@ -40,14 +41,21 @@ class ServedModel:
     name: str
     title: str
     batcher: Batcher[str, EncodedJson]
-    backend: Backend[str, EncodedJson]
+    backends: Sequence[Backend[str, EncodedJson]]
 
 
 class Service:
     """The models of one server. `start`, then `answer`, then `stop_accepting` and `close`."""
 
-    def __init__(self, models: Sequence[ServedModel], metrics: Metrics, limits: BodyLimits) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        metrics: Metrics,
+        limits: BodyLimits,
+        passthrough: PassThrough | None = None,
+    ) -> None:
         self.models = models
+        self.passthrough = passthrough  # for what is not served here
         self.metrics = metrics
         self.limits = limits
         self._started = False
@@ -77,6 +85,8 @@ class Service:
         self.stop_accepting()
         for model in self.models:
             await model.batcher.close()
+        if self.passthrough is not None:
+            await self.passthrough.close()
 
     def trouble(self) -> str | None:
         """Why nothing can be served right now, in words; `None` when all is well."""
@@ -84,7 +94,7 @@ class Service:
             return "shutting down"
         if not self._started:
             return "starting"
-        troubles = [model.backend.trouble() for model in self.models]
+        troubles = [backend.trouble() for model in self.models for backend in model.backends]
         return "; ".join(filter(None, troubles)) if all(troubles) else None
 
     def health(self) -> Reply:

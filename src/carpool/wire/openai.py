@@ -92,9 +92,10 @@ def _decode(body: Body, count: int) -> list[EncodedJson]:
         if sorted(numbers) == list(range(count)):
             return _in_order([vectors[number] for number in numbers], [place.index for place in places], count)
     data = decode_reply(_DATA, body, "a list of embeddings").data
-    if not all(bytes(memoryview(datum.embedding)[:1]) == b"[" for datum in data):
+    embeddings = [memoryview(datum.embedding) for datum in data]
+    if not all(bytes(embedding[:1]) == b"[" for embedding in embeddings):
         raise BackendError("the upstream's reply is not a list of embeddings", "expected arrays of numbers")
-    return _in_order([datum.embedding for datum in data], [datum.index for datum in data], count)
+    return _in_order(embeddings, [datum.index for datum in data], count)
 
 
 def _in_order(vectors: Sequence[EncodedJson], indices: Sequence[int], count: int) -> list[EncodedJson]:

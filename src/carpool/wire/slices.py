@@ -63,11 +63,11 @@ def is_flat(body: Body, start: int, end: int) -> bool:
 
 def cut_strictly(body: Body, count: int, first: bytes = b"") -> list[EncodedJson]:
     """The `count` elements of a JSON array, all of it checked; each begins with one of the bytes `first`."""
-    elements = decode_reply(_ELEMENTS, body, "a JSON array")
+    elements = [memoryview(element) for element in decode_reply(_ELEMENTS, body, "a JSON array")]
     check_count(len(elements), count)
-    if first and not all(bytes(memoryview(element)[:1]) in first for element in elements):
+    if first and not all(bytes(element[:1]) in first for element in elements):
         raise BackendError("the upstream's reply is not an array of vectors", "expected [[0.1, ...], ...]")
-    return list(elements)
+    return [*elements]
 
 
 def check_count(results: int, items: int) -> None:

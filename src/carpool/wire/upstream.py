@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,8 @@ from carpool.errors import (
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
 from carpool.wire.slices import Body
+
+UpstreamName = Literal["auto", "tei", "openai", "kserve_v2"]
 
 Item = bytes | memoryview | str  # JSON already, or a text that is yet to become JSON
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
 
-from carpool.backends.http.discovery import UpstreamName, assumed, discover
+from carpool.backends.http.discovery import assumed, discover
 from carpool.backends.http.ordinary import ProxiedPool, Questions, is_behind_proxy
 from carpool.backends.http.pool import CannotConnect, Pool
 from carpool.backends.http.reply import Response
@@ -25,7 +25,15 @@ from carpool.core.replica import Capacity
 from carpool.errors import BackendError, BadInput, BatchTooLarge, CarpoolError, Unavailable, Unreachable
 from carpool.wire.base import JSON, EncodedJson
 from carpool.wire.call import EMBED, Call
-from carpool.wire.upstream import Description, Exchange, Item, decode_refusal, named_limit, words_of
+from carpool.wire.upstream import (
+    Description,
+    Exchange,
+    Item,
+    UpstreamName,
+    decode_refusal,
+    named_limit,
+    words_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +72,8 @@ class HttpBackend:
         self.target = Target.of(url)
         self._dialect = self.target.dialect if upstream == "auto" else upstream
         self._model = model or self.target.model
-        self._headers = _headers(f"Bearer {api_key}" if api_key else self.target.credentials)
+        self.authorization = f"Bearer {api_key}" if api_key else self.target.credentials
+        self._headers = _headers(self.authorization)
         self._timeout = timeout
         self._pool: Pool | ProxiedPool | None = None
         self._questions: Questions
@@ -82,6 +91,10 @@ class HttpBackend:
 
     def __repr__(self) -> str:
         return f"<HttpBackend {self.target}, {self.description.dialect.name}: {self._trouble or 'well'}>"
+
+    def url(self, path: str, query: str) -> str:
+        """Where a path of the upstream is, under the same base as its embeddings."""
+        return self.target.url(path, query)
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Begin to look for the upstream, which need not be up yet."""

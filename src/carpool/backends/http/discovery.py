@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Literal
 
 from carpool.backends.http.reply import Response
 from carpool.errors import BackendError
 from carpool.wire import kserve_v2, openai, tei
 from carpool.wire.upstream import Description
 
-UpstreamName = Literal["auto", "tei", "openai", "kserve_v2"]
 Ask = Callable[[str], Awaitable[Response]]
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ class Questions:
 
     async def ask(self, path: str) -> Response:
         """The reply to a GET. Raises `Unreachable`."""
-        url = URL(f"{self._target.origin}{self._target.base}{path}{self._target.query}", encoded=True)
+        url = URL(self._target.url(path), encoded=True)
         try:
             async with self._session.get(url) as response:
                 return await _whole(response, _LARGEST_ANSWER)

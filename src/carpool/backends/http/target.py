@@ -61,6 +61,11 @@ class Target(NamedTuple):
         """Its URL without path, user and password."""
         return f"{'https' if self.secure else 'http'}://{self.authority}"
 
+    def url(self, path: str, query: str = "") -> str:
+        """Where a path is that is no dialect's."""
+        queries = "&".join(filter(None, (query, self.query[1:])))
+        return f"{self.origin}{self.base}{path}" + (f"?{queries}" if queries else "")
+
     def path(self, path: str, main: str) -> str:
         """Where a dialect's path is; `main` is the one that a URL with a path stands for."""
         if self.exact and path == main:
