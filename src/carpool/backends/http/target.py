@@ -37,14 +37,13 @@ class Target(NamedTuple):
         url = URL(text)
         path = url.raw_path if url.path not in ("", "/") else ""
         dialect, model, base = _read_path(path)
+        host, port = url.raw_host or "", f":{url.explicit_port}" if url.explicit_port else ""
         user = f"{url.user or ''}:{url.password or ''}".encode()
         return cls(
-            host=url.host or "",
+            host=host,
             port=url.port or 80,
             secure=url.scheme == "https",
-            authority=url.authority.rpartition("@")[2]
-            if url.explicit_port
-            else url.raw_authority.rpartition("@")[2],
+            authority=f"[{host}]{port}" if ":" in host else f"{host}{port}",
             credentials=f"Basic {b64encode(user).decode()}" if url.user or url.password else "",
             base=base,
             exact=path,
