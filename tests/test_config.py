@@ -129,6 +129,18 @@ def test_the_log_level_and_its_old_name(tmp_path: Path, environment: dict[str, s
             'inference_url = "tei:80" is not a URL: allowed: an http:// or https:// URL',
         ),
         (
+            'inference_url = ["http://a", "b"]',
+            'inference_url = "b" is not a URL: allowed: an http:// or https:// URL, or several',
+        ),
+        ("inference_url = 7", "inference_url = 7 is not a text or a list of texts"),
+        ("inference_url = [7]", "inference_url = [7] is not a text or a list of texts"),
+        (
+            'inference_url = ["http://a", "http://a"]',
+            'inference_url = ["http://a", "http://a"] names one twice',
+        ),
+        ('upstream = "grpc"', 'upstream = "grpc" is not known: allowed: auto, tei, openai, kserve_v2'),
+        ('upstream_api_key = "a b"', 'upstream_api_key = "..." cannot be sent: allowed: printable ASCII'),
+        (
             "max_batchsize = 3",
             "max_batchsize = 3 is not a setting: did you mean max_batch_size? allowed: model,",
         ),
@@ -170,6 +182,24 @@ def test_a_bad_flag_or_variable_is_named_as_it_was_written(
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "", flags, environment)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "flags", "environment", "urls"),
+    [
+        ('inference_url = "http://a"', {}, {}, ("http://a",)),
+        ('inference_url = ["http://a", "http://b:81/embed"]', {}, {}, ("http://a", "http://b:81/embed")),
+        ('inference_url = ""', {}, {}, ()),
+        ("inference_url = []", {}, {}, ()),
+        ("", {}, {"INFERENCE_URL": "http://a, http://b"}, ("http://a", "http://b")),
+        ("", {"inference_url": "http://a,http://b"}, {"INFERENCE_URL": "http://c"}, ("http://a", "http://b")),
+    ],
+)
+def test_one_upstream_or_several(
+    tmp_path: Path, toml: str, flags: dict[str, str], environment: dict[str, str], urls: tuple[str, ...]
+) -> None:
+    """A text or a list in the file, commas elsewhere."""
+    assert only_model(load(tmp_path, toml, flags, environment)).inference_url == urls
 
 
 def test_a_model_and_an_upstream_exclude_each_other(tmp_path: Path) -> None:
