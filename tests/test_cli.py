@@ -45,6 +45,16 @@ def test_config_prints_a_file_that_gives_the_same_settings_with_their_sources(
     assert load_config(environment={}).models["default"].policy == "timeout"
 
 
+def test_a_flag_may_be_given_for_each_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is a secret is not printed."""
+    monkeypatch.setenv("CARPOOL_UPSTREAM_API_KEY", "hush")
+    result = invoke("config", "--inference-url", "http://a", "--inference-url", "http://b")
+    assert 'inference_url = ["http://a", "http://b"]' in result.stdout
+    assert "# upstream_api_key is set, and not shown: environment CARPOOL_UPSTREAM_API_KEY" in result.stdout
+    assert "hush" not in result.stdout
+    assert tomllib.loads(result.stdout)["models"]["default"]["inference_url"] == ["http://a", "http://b"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

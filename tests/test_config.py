@@ -87,7 +87,7 @@ def test_tables_beside_flat_keys(tmp_path: Path) -> None:
         ({"MAX_WAIT_TIME": "0.01"}, "max_wait_time_ms", 10),
         ({"MAX_BATCH_SIZE": "64"}, "max_batch_size", 64),
         ({"MODEL_PATH": "/srv/model"}, "model", "/srv/model"),
-        ({"INFERENCE_URL": "http://tei:80"}, "inference_url", "http://tei:80"),
+        ({"INFERENCE_URL": "http://tei:80"}, "inference_url", ("http://tei:80",)),
     ],
 )
 def test_the_inherited_variables_of_a_model(
@@ -128,6 +128,18 @@ def test_the_log_level_and_its_old_name(tmp_path: Path, environment: dict[str, s
             'inference_url = "tei:80"',
             'inference_url = "tei:80" is not a URL: allowed: an http:// or https:// URL',
         ),
+        (
+            'inference_url = ["http://a", "b"]',
+            'inference_url = "b" is not a URL: allowed: an http:// or https:// URL, or several',
+        ),
+        ("inference_url = 7", "inference_url = 7 is not a text or a list of texts"),
+        ("inference_url = [7]", "inference_url = [7] is not a text or a list of texts"),
+        (
+            'inference_url = ["http://a", "http://a"]',
+            'inference_url = ["http://a", "http://a"] names one twice',
+        ),
+        ('upstream = "grpc"', 'upstream = "grpc" is not known: allowed: auto, tei, openai, kserve_v2'),
+        ('upstream_api_key = "a b"', 'upstream_api_key = "..." cannot be sent: allowed: printable ASCII'),
         (
             "max_batchsize = 3",
             "max_batchsize = 3 is not a setting: did you mean max_batch_size? allowed: model,",
@@ -172,6 +184,24 @@ def test_a_bad_flag_or_variable_is_named_as_it_was_written(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("toml", "flags", "environment", "urls"),
+    [
+        ('inference_url = "http://a"', {}, {}, ("http://a",)),
+        ('inference_url = ["http://a", "http://b:81/embed"]', {}, {}, ("http://a", "http://b:81/embed")),
+        ('inference_url = ""', {}, {}, ()),
+        ("inference_url = []", {}, {}, ()),
+        ("", {}, {"INFERENCE_URL": "http://a, http://b"}, ("http://a", "http://b")),
+        ("", {"inference_url": "http://a,http://b"}, {"INFERENCE_URL": "http://c"}, ("http://a", "http://b")),
+    ],
+)
+def test_one_upstream_or_several(
+    tmp_path: Path, toml: str, flags: dict[str, str], environment: dict[str, str], urls: tuple[str, ...]
+) -> None:
+    """A text or a list in the file, commas elsewhere."""
+    assert only_model(load(tmp_path, toml, flags, environment)).inference_url == urls
+
+
 def test_a_model_and_an_upstream_exclude_each_other(tmp_path: Path) -> None:
     """Which one was meant cannot be known, so both sources are named."""
     with pytest.raises(ConfigError, match=r"both model \(flag --model\) and inference_url \(environment INF"):
@@ -182,7 +212,7 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
     """Each row of docs/settings.md is what the code says; a changed setting fails here with its new row."""
     rows = []
     for setting in (*MODEL_SETTINGS, *SERVER_SETTINGS):
-        default = "none" if setting.default == "" else setting.default
+        default = "none" if setting.default in ("", ()) else setting.default
         names = ", ".join(f"`{alias.name}`" for alias in setting.rule.aliases)
         rows.append(f"| `{setting.key}` | {default} | {setting.rule.allowed} | {names} | {setting.rule.help} |")
     written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().splitlines()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from carpool.backends.base import Backend
-from carpool.backends.http import TeiBackend
+from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
 from carpool.core.limits import Limits
@@ -16,6 +17,7 @@ from carpool.models.catalog import CATALOG
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
+from carpool.server.passthrough import PassThrough
 from carpool.server.service import BodyLimits, ServedModel, Service
 from carpool.wire.base import EncodedJson
 
@@ -30,9 +32,12 @@ _WORKER_PATIENCE = 30.0
 def assemble(config: Config) -> Service:
     """A service that is ready to start. Raises `ConfigError` for what can be known to be wrong by now."""
     metrics = Metrics()
-    models = [_serve(name, settings, metrics) for name, settings in config.models.items()]
+    ((name, settings),) = config.models.items()  # one model in a server, so far
+    upstreams = [_upstream(url, settings) for url in settings.inference_url]
+    model = _serve(name, settings, upstreams, metrics)
     limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
-    return Service(models, metrics, limits)
+    passthrough = PassThrough(upstreams, settings.batch_timeout_ms / 1000) if upstreams else None
+    return Service([model], metrics, limits, passthrough)
 
 
 def model_directory(settings: ModelSettings, progress: pull.Progress = lambda done: None) -> Path:
@@ -48,11 +53,10 @@ def model_directory(settings: ModelSettings, progress: pull.Progress = lambda do
     return path.resolve()
 
 
-def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
-    backend, title = _backend(settings)
-    slots = settings.max_concurrent_workers
-    if backend.capacity.in_flight is not None:
-        slots = min(slots, backend.capacity.in_flight)
+def _serve(
+    name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics
+) -> ServedModel:
+    backends, title = (upstreams, _title(upstreams)) if upstreams else _local(settings)
     policy = BatchPolicy(
         settings.policy,
         settings.max_batch_size,
@@ -62,21 +66,21 @@ def _serve(name: str, settings: ModelSettings, metrics: Metrics) -> ServedModel:
         isolate=settings.isolate,
     )
     limits = Limits(
-        max_in_flight=slots,
+        max_in_flight=settings.max_concurrent_workers,
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
         batch_timeout=settings.batch_timeout_ms / 1000,
         patience=_UPSTREAM_PATIENCE if settings.inference_url else _WORKER_PATIENCE,
     )
     batcher = Batcher(
-        backend,
+        backends,
         policy,
         limits,
         name=name,
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics)
-    return ServedModel(name, title, batcher, backend, cost=_estimated_tokens, dedupe=settings.dedupe)
+    return ServedModel(name, title, batcher, backends, cost=_estimated_tokens, dedupe=settings.dedupe)
 
 
 def _estimated_tokens(item: bytes) -> float:
@@ -84,11 +88,19 @@ def _estimated_tokens(item: bytes) -> float:
     return 1 + len(item) / 4
 
 
-def _backend(settings: ModelSettings) -> tuple[Backend[bytes, EncodedJson], str]:
-    if settings.inference_url:
-        upstream = TeiBackend(settings.inference_url, settings.batch_timeout_ms / 1000)
-        return upstream, f"proxy to {upstream.url}"
+def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
+    """How long a batch may take is the batcher's business."""
+    return HttpBackend(
+        url, upstream=settings.upstream, model=settings.upstream_model, api_key=settings.upstream_api_key
+    )
+
+
+def _title(upstreams: Sequence[HttpBackend]) -> str:
+    return f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
+
+
+def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
     directory = model_directory(settings)
     title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
     arguments = {"directory": str(directory), "engine": settings.engine}
-    return ProcessBackend(_LOADER, arguments), title
+    return [ProcessBackend(_LOADER, arguments)], title

@@ -22,6 +22,7 @@ from carpool.config import (
     Config,
     ModelSettings,
     Setting,
+    as_toml,
     load_config,
 )
 from carpool.errors import CarpoolError, ConfigError
@@ -43,7 +44,9 @@ def main() -> None:
 def _settings_options(command: Command) -> Command:
     """`--config`, and a flag for every setting; values come as text and are checked with all the others."""
     for setting in reversed((*SERVER_SETTINGS, *MODEL_SETTINGS)):
-        command = click.option(setting.flag, setting.key, metavar="VALUE", help=_help(setting))(command)
+        many = setting.kind is tuple
+        option = click.option(setting.flag, setting.key, metavar="VALUE", multiple=many, help=_help(setting))
+        command = option(command)
     file = click.option("--config", "file", type=Path, default=DEFAULT_FILE, help="The settings file (TOML).")
     return file(command)
 
@@ -51,7 +54,7 @@ def _settings_options(command: Command) -> Command:
 def _help(setting: Setting) -> str:
     allowed = f" Allowed: {setting.rule.allowed}." if setting.rule.between or setting.rule.choices else ""
     names = ", ".join(variable.name for variable in setting.variables)
-    default = setting.default if setting.default != "" else "none"
+    default = "none" if setting.default in ("", ()) else setting.default
     return f"{setting.rule.help}{allowed} Default: {default}. Environment: {names}."
 
 
@@ -67,7 +70,7 @@ def _one_line_errors() -> Iterator[None]:
 
 @main.command("serve")
 @_settings_options
-def serve_command(file: Path, **flags: str | None) -> None:
+def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Serve a model, or an upstream inference server, with batching.
 
     Without any argument: all-MiniLM-L6-v2 on http://127.0.0.1:3000.
@@ -100,14 +103,16 @@ def pull_command(name: str) -> None:
 
 @main.command("config")
 @_settings_options
-def config_command(file: Path, **flags: str | None) -> None:
+def config_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Print the effective settings and where each comes from, as a settings file."""
     with _one_line_errors():
         click.echo(_as_toml(load_config(file, _given(flags))))
 
 
-def _given(flags: dict[str, str | None]) -> dict[str, str]:
-    return {key: text for key, text in flags.items() if text is not None}
+def _given(flags: dict[str, str | tuple[str, ...] | None]) -> dict[str, str]:
+    """The flags that were given; one that was given several times is a list."""
+    given = {key: text for key, text in flags.items() if text is not None and text != ()}
+    return {key: text if isinstance(text, str) else ",".join(text) for key, text in given.items()}
 
 
 def _pull_if_needed(settings: ModelSettings) -> None:
@@ -146,6 +151,7 @@ def _as_toml(config: Config) -> str:
 
 
 def _toml_line(config: Config, table: str, setting: Setting, settings: object) -> str:
-    value = getattr(settings, setting.key)
-    written = f'"{value}"' if isinstance(value, str) else str(value).lower()
-    return f"{setting.key + ' = ' + written:<44} # {config.sources[table, setting.key]}"
+    value, source = getattr(settings, setting.key), config.sources[table, setting.key]
+    if setting.rule.secret and value:
+        return f"# {setting.key} is set, and not shown: {source}"
+    return f"{setting.key + ' = ' + as_toml(value):<44} # {source}"

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from carpool.core.policy import PolicyName
 from carpool.errors import ConfigError
 from carpool.observe.log import LEVELS
+from carpool.wire.upstream import UpstreamName
 
 DEFAULT_FILE = Path("config.toml")
 DEFAULT_MODEL = "minilm"
@@ -44,6 +45,7 @@ class Rule:
     between: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     url: bool = False
+    secret: bool = False
     truth: bool = False
     aliases: tuple[Alias, ...] = ()
 
@@ -56,7 +58,9 @@ class Rule:
             return ", ".join(self.choices)
         if self.truth:
             return "true or false"
-        return "an http:// or https:// URL" if self.url else "a text"
+        if self.url:
+            return "an http:// or https:// URL, or several"
+        return "printable ASCII without spaces" if self.secret else "a text"
 
 
 def _setting(default: Any, help_text: str, **rule: Any) -> Any:
@@ -92,12 +96,19 @@ class ModelSettings:
         "A catalogue name, or a directory with model.onnx and tokenizer.json.",
         aliases=(Alias("MODEL_PATH"),),
     )
-    inference_url: str = _setting(
-        "",
-        "Proxy to this inference server instead of running a model.",
+    inference_url: tuple[str, ...] = _setting(
+        (),
+        "Proxy to this inference server instead of running a model, or to several that serve the same one.",
         url=True,
         aliases=(Alias("INFERENCE_URL"),),
     )
+    upstream: UpstreamName = _setting(
+        "auto",
+        "What the inference server speaks; auto goes by its URL and by what it says of itself.",
+        choices=get_args(UpstreamName),
+    )
+    upstream_model: str = _setting("", "The model to ask the inference server for, where it has several.")
+    upstream_api_key: str = _setting("", "Sent to the inference server as a bearer token.", secret=True)
     engine: str = _setting("auto", "What runs a local model.", choices=ENGINES)
     policy: PolicyName = _setting("adaptive", "When a batch leaves.", choices=get_args(PolicyName))
     max_batch_size: int = _setting(
@@ -249,14 +260,25 @@ def _first(
 def _parse(setting: Setting, text: str, shown: str, source: str) -> Any:
     """A text's value. `shown` is what the user wrote, where that differs."""
     try:
-        value = _TRUTHS[text.lower()] if setting.kind is bool else setting.kind(text)
+        value = _read_text(setting.kind, text)
     except (ValueError, KeyError):
         raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}") from None
     return _check(setting, value, shown, source)
 
 
+def _read_text(kind: type, text: str) -> Any:
+    """What a text means as a value of this kind. Raises `ValueError` or `KeyError`."""
+    if kind is bool:
+        return _TRUTHS[text.lower()]
+    if kind is tuple:
+        return [part.strip() for part in text.split(",")]
+    return kind(text)
+
+
 def _check(setting: Setting, value: Any, shown: Any, source: str) -> Any:
     """The value, if it is of the right type and in range. A whole number is a number; a truth is neither."""
+    if setting.kind is tuple:
+        return _check_list(setting, [value] if isinstance(value, str) else value, shown, source)
     kinds: Any = (int, float) if setting.kind is float else setting.kind
     if not isinstance(value, kinds) or isinstance(value, bool) != (setting.kind is bool):
         raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}")
@@ -265,12 +287,31 @@ def _check(setting: Setting, value: Any, shown: Any, source: str) -> Any:
         raise _refusal(setting, shown, source, "is out of range")
     if rule.choices and value not in rule.choices:
         raise _refusal(setting, shown, source, "is not known")
-    if rule.url and value and not _is_url(value):
-        raise _refusal(setting, shown, source, "is not a URL")
+    if rule.secret and not (value.isascii() and value.isprintable() and " " not in value):
+        raise _refusal(setting, shown, source, "cannot be sent")
     return value
 
 
-_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def _check_list(setting: Setting, values: Any, shown: Any, source: str) -> tuple[str, ...]:
+    """The texts, each of which is checked on its own. A single empty one is as good as none."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise _refusal(setting, shown, source, f"is not {_NAMES[setting.kind]}")
+    values = [] if values == [""] else values
+    for value in values:
+        if setting.rule.url and not _is_url(value):
+            raise _refusal(setting, value, source, "is not a URL")
+    if len(set(values)) != len(values):
+        raise _refusal(setting, shown, source, "names one twice")
+    return tuple(values)
+
+
+_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a text or a list of texts",
+}
 _TRUTHS = {
     "true": True,
     "1": True,
@@ -284,8 +325,17 @@ _TRUTHS = {
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
-    shown = f'"{value}"' if isinstance(value, str) else str(value).lower() if value in (True, False) else value
+    shown = '"..."' if setting.rule.secret else as_toml(value)
     return ConfigError(f"{source}: {setting.key} = {shown} {problem}", f"allowed: {setting.rule.allowed}")
+
+
+def as_toml(value: Any) -> str:
+    """A value as a settings file has it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    return str(value).lower() if value is True or value is False else str(value)
 
 
 def _is_url(text: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from carpool.backends.base import Backend
 from carpool.backends.callable import CallableBackend
-from carpool.backends.http import TeiBackend
+from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.testing import FakeBackend
 from tests.support.upstream import Upstream, vector
@@ -36,7 +36,7 @@ def make_backend(
         "async function": lambda: CallableBackend(in_loop),
         "function": lambda: CallableBackend(lambda items: items),
         "process": lambda: ProcessBackend("toy_model:load", {}),
-        "http": lambda: TeiBackend(upstream.url),
+        "http": lambda: HttpBackend(upstream.url),
         "fake": FakeBackend,
     }
     return kinds[request.param]

@@ -1,59 +1,124 @@
-"""The proxy's upstream client against a real HTTP server that misbehaves."""
+"""An upstream as a backend: what its replies mean, and how it is watched."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Coroutine
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 
-from carpool.backends.http import TeiBackend, embed_url
-from carpool.errors import BackendError, Overloaded
-from tests.support.upstream import Upstream
+from carpool.backends.http import HttpBackend
+from carpool.errors import (
+    BackendError,
+    BatchFailed,
+    BatchTooLarge,
+    CarpoolError,
+    Overloaded,
+    Unavailable,
+    Unreachable,
+)
+from carpool.wire.upstream import Item
+from tests.support.upstream import RawUpstream, Script, Upstream, reply
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-@pytest.mark.parametrize(
-    ("given", "used"),
-    [
-        ("http://tei:8080", "http://tei:8080/embed"),
-        ("http://tei:8080/", "http://tei:8080/embed"),
-        ("https://tei/custom/path", "https://tei/custom/path"),
-        ("http://tei/embed?key=a", "http://tei/embed?key=a"),
-    ],
-)
-def test_a_base_url_means_embed_and_a_path_is_used_as_it_is(given: str, used: str) -> None:
-    """So that one setting serves both."""
-    assert str(embed_url(given)) == used
+def refuses(status: str, body: bytes = b"", headers: str = "") -> Script:
+    """Answers so."""
+
+    async def script(writer: asyncio.StreamWriter, texts: list[str]) -> None:
+        writer.write(reply(body, status, headers))
+
+    return script
 
 
 @pytest.mark.parametrize(
     ("status", "body", "kind", "words"),
     [
-        (429, b'{"error":"Model is overloaded"}', Overloaded, "Model is overloaded"),
-        (500, b"<html>", BackendError, "the upstream answered 500"),
-        (200, b"not json", BackendError, "not a JSON array"),
-        (200, b'["a"]', BackendError, "not an array of vectors"),
+        ("429 Too Many Requests", b'{"error":"Model is overloaded"}', Overloaded, "Model is overloaded"),
+        ("503 Service Unavailable", b'{"error":"warming up"}', Unavailable, "503: warming up"),
+        ("500 Oh", b"<html>", BatchFailed, "500: <html>"),
+        ("424 Failed Dependency", b'{"error":"out of memory"}', BatchFailed, "out of memory"),
+        ("413 Too Large", b"", BatchTooLarge, "413"),
+        ("422 No", b'{"error":"batch size 9 > maximum allowed batch size 4"}', BatchTooLarge, "batch size 9"),
+        ("401 Unauthorized", b"", BackendError, "401"),
+        ("404 Not Found", b"", BackendError, "404"),
+        ("502 Bad Gateway", b"", Unreachable, "502"),
+        ("504 Gateway Timeout", b"", Unreachable, "504"),
     ],
 )
 def test_what_the_upstream_says_instead_of_vectors(
-    upstream: Upstream, status: int, body: bytes, kind: type[Exception], words: str
+    status: str, body: bytes, kind: type[CarpoolError], words: str
 ) -> None:
-    """Every such reply is an error with a name."""
-    upstream.answer_with = (status, body)
+    """Every refusal is an error whose type says what may help; the connection stays."""
 
     async def main() -> None:
-        backend = TeiBackend(upstream.url)
+        async with RawUpstream(refuses(status, body)) as upstream:
+            backend = HttpBackend(upstream.url)
+            await backend.start(lambda: None)
+            with pytest.raises(kind, match=words) as caught:
+                await backend.run(["a"])
+            assert type(caught.value) is kind
+            assert len(await backend.run(["a"])) == 1
+            assert upstream.connections == 1
+            await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("7", 7), (formatdate(0), 0), (formatdate(4e9), None), ("soon", None)]
+)
+def test_retry_after_is_read(said: str, seconds: int | None) -> None:
+    """As a number or as a date; anything else is no word at all."""
+
+    async def main() -> None:
+        async with RawUpstream(refuses("503 Busy", headers=f"retry-after: {said}\r\n")) as upstream:
+            backend = HttpBackend(upstream.url)
+            await backend.start(lambda: None)
+            with pytest.raises(Unavailable) as caught:
+                await backend.run(["a"])
+            waits = caught.value.retry_after
+            assert waits == seconds or (said == formatdate(4e9) and waits is not None and waits > 10**8)
+            await backend.close()
+
+    run(main())
+
+
+def test_a_limit_that_the_upstream_names_is_kept() -> None:
+    """It is told to whoever forms batches, and batches that were formed before it was known go in pieces."""
+    changes: list[int | None] = []
+
+    async def main() -> None:
+        refusal = refuses("422 No", b'{"error":"batch size 5 > maximum allowed batch size 2"}')
+        async with RawUpstream(refusal) as upstream:
+            backend = HttpBackend(upstream.url)
+            await backend.start(lambda: changes.append(backend.capacity.batch_size))
+            with pytest.raises(BatchTooLarge):
+                await backend.run(list("abcde"))
+            assert backend.capacity.batch_size == 2
+            assert changes[-1] == 2
+            assert len(await backend.run(list("abcde"))) == 5
+            assert upstream.posts[1:] == [["a", "b"], ["c", "d"], ["e"]]
+            await backend.close()
+
+    run(main())
+
+
+def test_items_that_are_json_already_travel_as_they_are(upstream: Upstream) -> None:
+    """Texts and token ids, as bytes or as a text, in one batch."""
+
+    async def main() -> None:
+        backend = HttpBackend(upstream.url)
         await backend.start(lambda: None)
-        with pytest.raises(kind, match=words):
-            await backend.run([b'"a"'])
-        upstream.answer_with = None
-        assert len(await backend.run([b'"a"'])) == 1
+        items: list[Item] = [b'"\\u00e9"', "é", memoryview(b'"a"')]
+        assert len(await backend.run(items)) == 3
+        assert upstream.batches == [["é", "é", "a"]]
         await backend.close()
 
     run(main())
@@ -64,7 +129,7 @@ def test_an_upstream_that_does_not_answer_in_time(upstream: Upstream) -> None:
     upstream.hold()
 
     async def main() -> None:
-        backend = TeiBackend(upstream.url, timeout=0.2)
+        backend = HttpBackend(upstream.url, timeout=0.2)
         await backend.start(lambda: None)
         with pytest.raises(BackendError, match="did not answer in time"):
             await backend.run([b'"a"'])
@@ -73,24 +138,38 @@ def test_an_upstream_that_does_not_answer_in_time(upstream: Upstream) -> None:
     run(main())
 
 
+def test_a_backend_that_is_not_started_says_so() -> None:
+    """Instead of failing on something inside."""
+    with pytest.raises(BackendError, match="not started"):
+        asyncio.run(HttpBackend("http://a").run(["a"]))
+
+
 def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
-    """The proxy starts before its upstream, says so, and joins by itself."""
+    """The proxy starts before its upstream, says so, and joins by itself, within a second."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    changes: list[str | None] = []
 
     async def main() -> None:
-        backend = TeiBackend(f"http://127.0.0.1:{port}")
-        await backend.start(lambda: None)
+        loop = asyncio.get_running_loop()
+        backend = HttpBackend(f"http://127.0.0.1:{port}")
+        await backend.start(lambda: changes.append(backend.trouble()))
         assert backend.trouble() is not None
-        with pytest.raises(BackendError, match="cannot be reached"):
-            await backend.run([b'"a"'])
-        late = Upstream()
-        late.port = port
-        with late:
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            await backend.run(["a"])
+        upstream = RawUpstream()
+        upstream.port = port
+        async with upstream:
+            up_since = loop.time()
             while backend.trouble() is not None:
                 await asyncio.sleep(0.01)
-            assert len(await backend.run([b'"a"'])) == 1
+            assert loop.time() - up_since < 1
+            assert len(await backend.run(["a"])) == 1
+        assert changes[-1] is None
+        with pytest.raises(Unreachable):
+            await backend.run(["a"])
+        assert "cannot be reached" in str(changes[-1])
         await backend.close()
 
     run(main())

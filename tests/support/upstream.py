@@ -1,4 +1,4 @@
-"""An upstream for tests that speaks TEI's `POST /embed` over real HTTP, and misbehaves when it is told to."""
+"""Upstreams for tests that speak TEI's `POST /embed` and misbehave when they are told to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from aiohttp import web
@@ -83,3 +84,83 @@ class Upstream:
             status, body = self.answer_with
             return web.Response(status=status, body=body, content_type="application/json")
         return web.json_response([vector(text) for text in inputs], dumps=json.dumps)
+
+
+def reply(body: bytes, status: str = "200 OK", headers: str = "", length: int | None = None) -> bytes:
+    """A reply as bytes on the wire, of any announced length."""
+    length = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n".encode() + body
+
+
+def honest(texts: list[str]) -> bytes:
+    """The reply that the texts should get."""
+    return reply(json.dumps([vector(text) for text in texts], separators=(",", ":")).encode())
+
+
+Script = Callable[[asyncio.StreamWriter, list[str]], Awaitable[None]]
+
+
+class RawUpstream:
+    """An upstream down to its bytes, in the test's own loop: each POST is answered by the next of `scripts`.
+
+    When there are none left it is honest. A script that closes the connection ends it. GETs are 404. What is in
+    `early` is said as soon as a POST's head has come.
+    """
+
+    def __init__(self, *scripts: Script) -> None:
+        self.scripts = list(scripts)
+        self.early: list[bytes] = []
+        self.posts: list[list[str]] = []
+        self.heads: list[str] = []
+        self.connections = 0  # on which a POST has come
+        self.port = 0
+        self._server: asyncio.Server
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**26)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close every connection."""
+        for writer in list(self._open):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        posts = 0
+        try:
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                if head.startswith("GET "):
+                    writer.write(reply(b"", "404 Not Found"))
+                    continue
+                self.connections += not posts
+                posts += 1
+                self.heads.append(head)
+                if self.early:
+                    writer.write(self.early.pop(0))
+                    await reader.read()
+                    return
+                length = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
+                texts = json.loads(await reader.readexactly(length))["inputs"]
+                self.posts.append(texts)
+                if self.scripts:
+                    await self.scripts.pop(0)(writer, texts)
+                else:
+                    writer.write(honest(texts))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._open.discard(writer)
+            writer.close()

@@ -51,6 +51,8 @@ def create_app(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_metrics(app, service)
     app.add_exception_handler(HTTPException, _refuse)
+    if service.passthrough is not None:
+        app.router.default = service.passthrough
     return app
 
 

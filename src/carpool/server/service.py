@@ -16,6 +16,7 @@ from carpool.core.request import Request
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
+from carpool.server.passthrough import PassThrough
 from carpool.wire import native
 from carpool.wire.base import JSON, Ask, Encode, EncodedJson, Reply, Route
 from carpool.wire.terms import Terms, read_terms
@@ -46,7 +47,7 @@ class ServedModel:
     name: str
     title: str
     batcher: Batcher[bytes, EncodedJson]
-    backend: Backend[bytes, EncodedJson]
+    backends: Sequence[Backend[bytes, EncodedJson]]
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
 
@@ -54,8 +55,15 @@ class ServedModel:
 class Service:
     """The models of one server. `start`, then `enqueue`, then `stop_accepting` and `close`."""
 
-    def __init__(self, models: Sequence[ServedModel], metrics: Metrics, limits: BodyLimits) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        metrics: Metrics,
+        limits: BodyLimits,
+        passthrough: PassThrough | None = None,
+    ) -> None:
         self.models = models
+        self.passthrough = passthrough  # for what is not served here
         self.metrics = metrics
         self.limits = limits
         self._started = False
@@ -85,6 +93,8 @@ class Service:
         self.stop_accepting()
         for model in self.models:
             await model.batcher.close()
+        if self.passthrough is not None:
+            await self.passthrough.close()
 
     def trouble(self) -> str | None:
         """Why nothing can be served right now, in words; `None` when all is well."""
@@ -92,7 +102,7 @@ class Service:
             return "shutting down"
         if not self._started:
             return "starting"
-        troubles = [model.backend.trouble() for model in self.models]
+        troubles = [backend.trouble() for model in self.models for backend in model.backends]
         return "; ".join(filter(None, troubles)) if all(troubles) else None
 
     def health(self) -> Reply:
