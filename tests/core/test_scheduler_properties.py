@@ -287,7 +287,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.take_batch(self.now) is None
         assert self.scheduler.next_wakeup() is None
         assert self.scheduler.statistics().waiting == 0
-        assert self.scheduler._carriers == {}
+        assert self.scheduler._leads == {}
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -1,4 +1,4 @@
-"""Until when requests may wait, the most urgent first.
+"""Until when requests with a deadline may wait, the most urgent first.
 
 Entries of requests that have left the queue stay until they come to the front, or until most entries are such.
 """
@@ -58,4 +58,4 @@ class Deadlines:
 def _has_left(request: Request) -> bool:
     """Whether a request no longer waits in the queue."""
     waits = request.carrier or request
-    return request.ended or waits.taken == len(waits.items)
+    return request.ended or request.is_orphan or waits.taken == len(waits.items)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from math import inf
 from operator import itemgetter
 
@@ -90,6 +90,24 @@ class Lane:
         """The request that has waited longest. There must be one."""
         fronts = [front for front in map(self._front_of, self._arrivals.values()) if front is not None]
         return fronts[0] if len(fronts) == 1 else min(fronts, key=_arrived)
+
+    def overstayed(self, now: float, most: float) -> list[Request]:
+        """Who has waited for so long, or longer."""
+        return [
+            request
+            for arrivals in self._arrivals.values()
+            for request in takewhile(lambda request: request.arrived + most <= now, arrivals)
+            if _waits(request)
+        ]
+
+    def leaves_at(self, now: float, most: float) -> float:
+        """When the next one will have; who already has does not count."""
+        waiting = (
+            request.arrived + most
+            for arrivals in self._arrivals.values()
+            for request in islice((r for r in arrivals if _waits(r) and r.arrived + most > now), 1)
+        )
+        return min(waiting, default=inf)
 
     def overdue(self, now: float, most: int) -> list[Request]:
         """Who has waited for longer than their class should, the first in each class; so many at most."""
@@ -209,6 +227,14 @@ class Queue:
             share = lane.flows[request.tenant, request.weight].share
             self._uncount(lane, share, size - start, request.cost(start, size))
             request.taken = size
+
+    def overstayed(self, now: float, most: float) -> list[Request]:
+        """Who has waited for so long, or longer."""
+        return [request for lane in self._lanes.values() for request in lane.overstayed(now, most)]
+
+    def leaves_at(self, now: float, most: float) -> float:
+        """When the next one will have waited for so long; who already has does not count."""
+        return min((lane.leaves_at(now, most) for lane in self._lanes.values()), default=inf)
 
     def next_lane(self) -> Lane | None:
         """The lane whose turn it is: that of the smallest tag."""

@@ -38,6 +38,8 @@ class Request:
         "error",
         "expires",
         "group",
+        "has_failed",
+        "is_orphan",
         "items",
         "key",
         "missing",
@@ -81,9 +83,11 @@ class Request:
         self.missing = size  # items whose result is not here yet
         self.results: list[Any] = [None] * size
         self.error: BaseException | None = None
-        self.ended = False
-        self.carrier: Request | None = None  # what is computed for it and for others with its key
-        self.riders: list[Request] | None = None  # for whom this one is computed, if it is a carrier
+        self.ended = False  # there is nothing to compute for anybody any more
+        self.has_failed = False
+        self.carrier: Request | None = None  # the request with its key that is computed in its place
+        self.riders: list[Request] | None = None  # for whom this one is computed as well
+        self.is_orphan = False  # its own caller has gone or was told something else; its riders wait
 
     def __repr__(self) -> str:
         size = len(self.items)
@@ -102,6 +106,7 @@ class Request:
     def fail(self, error: BaseException) -> None:
         """End the request with an error."""
         self.error = error
+        self.has_failed = True
         self.ended = True
 
     def receive(self, start: int, stop: int, results: Sequence[Any], offset: int) -> bool:

@@ -73,7 +73,8 @@ class Scheduler:
         self._ended: list[Request] = []
         self._expiries = Deadlines()
         self._has_deadlines = False  # since the queue was last empty
-        self._carriers: dict[Hashable, Request] = {}
+        self._leaves_at = inf  # when the first has waited for too long; no later, perhaps earlier
+        self._leads: dict[Hashable, Request] = {}  # what is computed, by what others could share it
         self._reruns = Reruns()
         self._isolation_budget = Budget()
         self._quarantine = Quarantine()
@@ -96,29 +97,32 @@ class Scheduler:
             raise ValueError("a request has one item at least")
         if self._pool.is_down(now):
             raise _no_replica()
-        carrier = None
+        lead = None
         if request.key is not None:
-            if (known := self._quarantine.find(now, _identity(request))) is not None:
+            identity = _identity(request)
+            if (known := self._quarantine.find(now, identity)) is not None:
                 raise known
-            carrier = self._carriers.get(_identity(request))
-        if carrier is None:
+            lead = self._leads.get(identity)
+        if lead is None:
             if self._queue.waiting + size > self._admission.max_queue_size:
                 self._admission.refuse_unless_entitled(now, request)
             if timeout is not None:
                 self._admission.refuse_if_late(now, request, timeout)
         request.arrived = now
-        expires = now + self._queue_timeout
         if timeout is not None:
-            request.deadline = now + timeout
-            expires = min(expires, request.deadline)
+            request.deadline = request.expires = now + timeout
             self._has_deadlines = True
-        if expires < inf:
-            request.expires = expires
-            self._expiries.watch(request)
-        if request.key is None:
-            self._queue.push(request)
+        if lead is not None:
+            request.expires = min(request.expires, now + self._queue_timeout)
+            self._board(lead, request)
         else:
-            self._board(carrier or self._new_carrier(now, request), request)
+            if not self._queue.waiting:
+                self._leaves_at = now + self._queue_timeout
+            self._queue.push(request)
+            if request.key is not None:
+                self._leads[identity] = request
+        if request.expires < inf:
+            self._expiries.watch(request)
         self._look_at = now
         self.arrivals.arrived(now, size, self._queue.waiting + self._items_in_flight)
 
@@ -127,16 +131,15 @@ class Scheduler:
 
         Whether there was anything to forget.
         """
-        if request.ended:
+        if request.ended or request.is_orphan:
             return False
-        request.ended = True
-        self._let_go(request)
+        self._abandon(request)
         return True
 
     def take_batch(self, now: float) -> Batch | None:
         """The batch that leaves now, if one does; ask again until none does."""
         self._look_at = inf
-        if self._expiries.earliest <= now:
+        if self._expiries.earliest <= now or self._leaves_at <= now:
             self._drop_expired(now)
         if self._policy.hedge and (batch := self._take_hedge(now)) is not None:
             return batch
@@ -200,6 +203,8 @@ class Scheduler:
         wakeup = self._look_at
         if self._expiries.earliest < wakeup:
             wakeup = min(wakeup, self._expiries.next())
+        if self._leaves_at < wakeup and self._queue.waiting:
+            wakeup = self._leaves_at
         return None if wakeup == inf else wakeup
 
     # -- the pool ------------------------------------------------------------------------------------------
@@ -257,14 +262,15 @@ class Scheduler:
         waiting = lane.waiting
         limit = self._pool.limit(replica, self._queue.mean_cost(), self.arrivals.rate)
         budget = self._pool.budget(replica)
+        oldest = lane.oldest().arrived
         cost = lane.cost if waiting <= limit else lane.cost * limit / waiting
         return View(
             waiting=waiting,
             limit=limit,
             cost=min(cost, budget),
             cost_is_full=cost >= budget,
-            oldest=lane.oldest().arrived,
-            deadline=self._expiries.next() - replica.device.overlap,
+            oldest=oldest,
+            deadline=min(self._expiries.next(), oldest + self._queue_timeout) - replica.device.overlap,
             here=self._queue.waiting + self._items_in_flight,
             slots=self._pool.width(),
             ends=self._pool.ends(replica),
@@ -463,72 +469,69 @@ class Scheduler:
     # -- how a request ends --------------------------------------------------------------------------------
 
     def _hand_out(self, request: Request) -> None:
-        """A request has ended: for its caller, or for all who ride with it."""
-        if request.key is None:  # nobody rides with it
-            if request.taken < len(request.items):
-                self._queue.withdraw(request)
+        """A request has ended: for its caller, and for all who ride with it."""
+        if not request.is_orphan:
             self._ended.append(request)
-            return
-        self._let_go(request)
-        if request.riders is None:
-            self._ended.append(request)
-            return
-        for rider in request.riders:
-            rider.results, rider.error, rider.ended = list(request.results), request.error, True
+        if request.key is not None or request.taken < len(request.items):
+            self._leave(request)
+        for rider in request.riders or ():
+            rider.results, rider.ended = list(request.results), True
+            rider.error = request.error if request.has_failed else None
             self._ended.append(rider)
 
-    def _let_go(self, request: Request) -> None:
-        """Give back whatever an ended request holds."""
-        if request.riders is not None and self._carriers.get(_identity(request)) is request:
-            del self._carriers[_identity(request)]
-        carrier = request.carrier
-        if carrier is None:
+    def _tell(self, request: Request, error: BaseException) -> None:
+        """Its caller gets an error; what is computed for others goes on."""
+        request.error = error
+        self._ended.append(request)
+        self._abandon(request)
+
+    def _abandon(self, request: Request) -> None:
+        """Its caller does not wait any more."""
+        if request.riders:
+            request.is_orphan = True
+        else:
+            request.ended = True
+            self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        """Nothing is to be computed for a request any more."""
+        lead = request.carrier
+        if lead is None:
             self._queue.withdraw(request)
-        elif carrier.riders is not None and not carrier.ended:
-            carrier.riders.remove(request)
-            if not carrier.riders:
-                carrier.ended = True
-                self._let_go(carrier)
+            if request.key is not None and self._leads.get(_identity(request)) is request:
+                del self._leads[_identity(request)]
+        elif lead.riders is not None and not lead.ended:
+            lead.riders.remove(request)
+            if lead.is_orphan and not lead.riders:
+                lead.ended = True
+                self._leave(lead)
 
-    def _new_carrier(self, now: float, request: Request) -> Request:
-        """What is computed in the place of a request that others may share; it waits for as long as they do."""
-        carrier = Request(
-            request.items,
-            costs=request.costs,
-            tenant=request.tenant,
-            weight=request.weight,
-            key=request.key,
-            group=request.group,
-        )
-        carrier.arrived = now
-        carrier.riders = []
-        self._carriers[_identity(request)] = carrier
-        self._queue.push(carrier)
-        return carrier
+    def _board(self, lead: Request, request: Request) -> None:
+        """Share what is computed for another request."""
+        if lead.riders is None:
+            lead.riders = []
+        lead.riders.append(request)
+        request.carrier = lead
 
-    def _board(self, carrier: Request, request: Request) -> None:
-        assert carrier.riders is not None
-        carrier.riders.append(request)
-        request.carrier = carrier
-
-    # -- deadlines and admission ---------------------------------------------------------------------------
+    # -- deadlines -----------------------------------------------------------------------------------------
 
     def _drop_expired(self, now: float) -> None:
         """End what has waited for too long."""
+        overstayed = self._queue.overstayed(now, self._queue_timeout)
+        self._leaves_at = self._queue.leaves_at(now, self._queue_timeout)
         while (request := self._expiries.pop(now)) is not None:
-            waited = (now - request.arrived) * 1000
-            run = "it was not run" if not request.taken else "it was run in part"
-            request.fail(TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", run))
-            self._hand_out(request)
+            overstayed.append(request)
+        for request in overstayed:
+            if not (request.ended or request.is_orphan):
+                waited = (now - request.arrived) * 1000
+                run = "it was not run" if not request.taken else "it was run in part"
+                self._tell(request, TimedOut(f"timed out after waiting {waited:.0f} ms in the queue", run))
 
     def _drop_late(self, request: Request, ready_at: float) -> bool:
-        """End a request that would be answered too late; whether nobody is left who waits for it."""
-        if request.riders is None:
-            if request.deadline < ready_at and not request.ended:
-                request.fail(TimedOut("it could not be answered by its deadline", "it was not run"))
-                self._hand_out(request)
-            return request.ended
-        for rider in list(request.riders):
+        """Tell who would be answered too late; whether nobody is left who waits for it."""
+        if request.deadline < ready_at and not (request.ended or request.is_orphan):
+            self._tell(request, TimedOut("it could not be answered by its deadline", "it was not run"))
+        for rider in list(request.riders or ()):
             self._drop_late(rider, ready_at)
         return request.ended
 
@@ -538,7 +541,7 @@ _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a lat
 
 def _identity(request: Request) -> Hashable:
     """What requests for the same computation have in common."""
-    return request.group, request.key
+    return request.key if request.group is None else (request.group, request.key)
 
 
 def _no_replica() -> Unavailable:
