@@ -219,7 +219,10 @@ class HttpBackend:
             was_silent = not self._was_heard and not self._in_flight
             if self._look_now.is_set() or self._trouble is not None or not self._is_described or was_silent:
                 self._look_now.clear()
-                await self._look()
+                try:
+                    await self._look()
+                except Exception:  # whatever it is, the next look may tell
+                    logger.exception("the upstream cannot be looked at")
             self._was_heard = False
             self._has_looked.set()
             await asyncio.sleep(_TROUBLED_SECONDS)
