@@ -16,29 +16,24 @@ the machine, are left out of the medians.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import random
 import re
-import secrets
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import httptools
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.device import SPIN_SECONDS, Cost, run_precisely
+from benchmarks.device import Cost, run_precisely
 from benchmarks.gain import Server, cpu_of_everyone, serve
+from benchmarks.open_loop import Pool, percentile, poisson, send_load
 from benchmarks.scheduler import simulator
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
@@ -52,16 +47,12 @@ WARM_UP_CALLS = 50
 WARM_UP_REQUESTS = 500
 WARM_UP_LOAD = 0.20
 START_SECONDS = 30.0
-DRAIN_SECONDS = 30.0  # after the last request of a round; what is not answered by then has failed
-FIRST_CONNECTIONS = 32
-MOST_CONNECTIONS = 900  # below the usual limit of 1024 open files; a text that finds none free waits
 # A round counts if 99 texts of 100 were sent within this time of when they were meant to be: the time of one
 # batch of 4, and the mean lateness, which is printed, is a small part of it.
 LATE_MS = 10.0
 # A round counts if nobody else used more than this: server, generator and device need 0.7 of two cores.
 OTHERS_CORES = 0.3
 QUIET_SECONDS = 60.0  # how long to wait before a round for the machine to be that quiet
-SPIN_SHARE = 0.05  # of a core that the generator may burn to send in time: the machine is the server's too
 
 
 @dataclass(frozen=True)
@@ -116,162 +107,6 @@ class Round:
     def counts(self) -> bool:
         """Whether it measured the server, and not a late generator or a busy machine."""
         return self.sent_late_p99 <= LATE_MS and self.others_cores <= OTHERS_CORES
-
-
-class Connection(asyncio.Protocol):
-    """A keep-alive connection of the load generator: one request at a time."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self.number: int | None = None  # of the request that it carries
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready to carry a request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._pool.release(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Gone, with what it carried."""
-        self._pool.lose(self)
-
-    def send(self, number: int, request: bytes) -> None:
-        """Send a request."""
-        assert self._transport is not None
-        self.number = number
-        self._transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse a piece of the reply."""
-        self._parser.feed_data(data)
-
-    def on_message_complete(self) -> None:
-        """The reply is here: free for the next request."""
-        assert self.number is not None
-        number, self.number = self.number, None
-        self._pool.receive(number, self._parser.get_status_code())
-        self._pool.release(self)
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
-
-
-class Pool:
-    """Sends requests with so many texts, each by a connection that is free; opens connections as needed.
-
-    No two requests are alike, since the server computes equal texts only once. Times are those of
-    `time.monotonic`, which is the loop's clock. What failed is never `answered`.
-    """
-
-    def __init__(self, server: Server, texts: int | None = None) -> None:
-        parts = urlsplit(server.url)
-        self._host, self._port = parts.hostname or "", parts.port or 80
-        text = f"text %012d of {secrets.token_hex(8)}"
-        # A server takes one `input`, the device a list of `inputs`.
-        content = json.dumps(
-            {"input": text} if texts is None else {"inputs": [text] + ["a text"] * (texts - 1)}
-        )
-        length = len(content % 0)
-        head = f"POST /embed HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-        self._request = f"{head}content-length: {length}\r\n\r\n{content}".encode()
-        self._requests = 0
-        self._free: list[Connection] = []
-        self._all: list[Connection] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._backlog: deque[int] = deque()
-        self._times: Sequence[float] = ()
-        self._next = 0
-        self._spin = SPIN_SECONDS
-        self._left = 0
-        self._done = asyncio.Event()
-        self.sent: dict[int, float] = {}
-        self.answered: dict[int, float] = {}
-
-    async def open(self, count: int) -> None:
-        """Have this many connections."""
-        for _ in range(count - len(self._all)):
-            self._grow()
-        await asyncio.gather(*self._opening)
-
-    async def send_at(self, times: Sequence[float]) -> None:
-        """Send a request at each of the times, and wait for the answers. Raises `TimeoutError`."""
-        self._times, self._next, self._left = times, 0, len(times)
-        self._spin = min(SPIN_SECONDS, SPIN_SHARE * (times[-1] - times[0]) / len(times))
-        self._done.clear()
-        self._send_due()
-        async with asyncio.timeout_at(times[-1] + DRAIN_SECONDS):
-            await self._done.wait()
-
-    async def call(self) -> float:
-        """Send one request and wait; how many seconds that took."""
-        await self.send_at([time.monotonic()])
-        return self.answered[0] - self.sent[0]
-
-    def close(self) -> None:
-        """Hang up everywhere."""
-        for connection in self._all:
-            connection.close()
-
-    def release(self, connection: Connection) -> None:
-        """A connection is free: for who waits for one, or for later. The last used is used first."""
-        if self._backlog:
-            self._start(connection, self._backlog.popleft())
-        else:
-            self._free.append(connection)
-
-    def receive(self, number: int, status: int) -> None:
-        """A reply has come; only a good one is an answer."""
-        if status == 200:
-            self.answered[number] = time.monotonic()
-        self._left -= 1
-        if not self._left:
-            self._done.set()
-
-    def lose(self, connection: Connection) -> None:
-        """A connection is gone, and what it carried has failed."""
-        if connection in self._free:
-            self._free.remove(connection)
-        if connection.number is not None:
-            self.receive(connection.number, 0)
-
-    def _send_due(self) -> None:
-        """Send what is due, and come back shortly before the next one is."""
-        while self._next < len(self._times):
-            due = self._times[self._next]
-            if due - time.monotonic() > self._spin:
-                asyncio.get_running_loop().call_at(due - self._spin, self._send_due)
-                return
-            while time.monotonic() < due:
-                pass
-            self._send(self._next)
-            self._next += 1
-
-    def _send(self, number: int) -> None:
-        if self._free:
-            self._start(self._free.pop(), number)
-        else:
-            self._backlog.append(number)
-            if len(self._all) < MOST_CONNECTIONS:
-                self._grow()
-
-    def _start(self, connection: Connection, number: int) -> None:
-        self.sent[number] = time.monotonic()
-        self._requests += 1
-        connection.send(number, self._request % self._requests)
-
-    def _grow(self) -> None:
-        connection = Connection(self)
-        self._all.append(connection)
-        task = asyncio.get_running_loop().create_task(self._connect(connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    async def _connect(self, connection: Connection) -> None:
-        await asyncio.get_running_loop().create_connection(lambda: connection, self._host, self._port)
 
 
 @contextmanager
@@ -336,7 +171,7 @@ async def time_calls(pool: Pool, count: int) -> float:
 def calibrate(device: Server) -> tuple[dict[int, float], Cost]:
     """S(b) measured at the device directly, and the `a` and `c` of the straight line through it."""
     times = {
-        size: run_precisely(time_calls(Pool(device, size), CALIBRATION_CALLS)) for size in CALIBRATED_SIZES
+        size: run_precisely(time_calls(Pool(device.url, size), CALIBRATION_CALLS)) for size in CALIBRATED_SIZES
     }
     c, a = statistics.linear_regression(list(times), list(times.values()))
     return times, Cost(a, c)
@@ -345,18 +180,9 @@ def calibrate(device: Server) -> tuple[dict[int, float], Cost]:
 def measure_no_op(plan: Plan) -> tuple[float, float]:
     """The median seconds of one text to a device that takes no time: through the server, and directly."""
     with run_both(plan, 0.0, 0.0) as running:
-        served = run_precisely(time_calls(Pool(running.server), NO_OP_CALLS))
-        direct = run_precisely(time_calls(Pool(running.device, 1), NO_OP_CALLS))
+        served = run_precisely(time_calls(Pool(running.server.url), NO_OP_CALLS))
+        direct = run_precisely(time_calls(Pool(running.device.url, 1), NO_OP_CALLS))
     return served, direct
-
-
-def poisson(rate: float, count: int, seed: str) -> list[float]:
-    """The first arrival times of a Poisson process."""
-    draw, now, times = random.Random(seed), 0.0, []
-    for _ in range(count):
-        now += draw.expovariate(rate)
-        times.append(now)
-    return times
 
 
 def simulate(plan: Plan, cost: Cost, times: list[float]) -> tuple[float, float]:
@@ -367,24 +193,11 @@ def simulate(plan: Plan, cost: Cost, times: list[float]) -> tuple[float, float]:
     return statistics.fmean(outcome.latencies), statistics.fmean(outcome.batch_sizes)
 
 
-async def send_load(server: Server, times: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Send a text at each of the times. The latencies and the latenesses of sending, in ms, sorted."""
-    pool = Pool(server)
-    await pool.open(FIRST_CONNECTIONS)
-    start = time.monotonic()
-    intended = [start + after for after in times]
-    with suppress(TimeoutError):  # what is not answered has failed
-        await pool.send_at(intended)
-    pool.close()
-    latencies = sorted((at - intended[number]) * 1000 for number, at in pool.answered.items())
-    return latencies, sorted((at - intended[number]) * 1000 for number, at in pool.sent.items())
-
-
 def run_round(plan: Plan, running: Running, cost: Cost, times: list[float]) -> Round:
     """Put a load on the server and measure; simulate the same arrivals."""
     read_statistics(running.device)
     stop = count_cores(running.server.process, psutil.Process(), running.device.process)
-    latencies, late = run_precisely(send_load(running.server, times))
+    latencies, late = run_precisely(send_load(running.server.url, times))
     server_cores, generator_cores, device_cores, others_cores = stop()
     ran = read_statistics(running.device)
     if not latencies:
@@ -408,11 +221,6 @@ def run_round(plan: Plan, running: Running, cost: Cost, times: list[float]) -> R
         device_cores=device_cores,
         others_cores=others_cores,
     )
-
-
-def percentile(ordered: Sequence[float], percent: int) -> float:
-    """A percentile of sorted values."""
-    return ordered[len(ordered) * percent // 100]
 
 
 def read_statistics(device: Server) -> Mapping[str, float]:
@@ -452,7 +260,7 @@ def measure_loads(plan: Plan, running: Running, cost: Cost) -> dict[float, list[
     """All rounds of all loads, in turn."""
     rounds: dict[float, list[Round]] = {load: [] for load in LOADS}
     warm_up = poisson(plan.saturation * WARM_UP_LOAD, WARM_UP_REQUESTS, "warm up")
-    run_precisely(send_load(running.server, warm_up))
+    run_precisely(send_load(running.server.url, warm_up))
     for number in range(plan.rounds):
         for load in LOADS:
             rate = plan.saturation * load

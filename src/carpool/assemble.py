@@ -9,7 +9,6 @@ from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
-from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
@@ -79,15 +78,14 @@ def _serve(
         limits,
         name=name,
         observers=(metrics, LogObserver()),
-        cost=estimated_tokens,
-        key=_the_text_itself if settings.dedupe else None,
     )
     metrics.watch(name, batcher.statistics)
-    return ServedModel(name, title, batcher, backends)
+    return ServedModel(name, title, batcher, backends, cost=_estimated_tokens, dedupe=settings.dedupe)
 
 
-def _the_text_itself(text: str) -> str:
-    return text
+def _estimated_tokens(item: bytes) -> float:
+    """About how many tokens the text in a JSON string has: four bytes each, and one at least."""
+    return 1 + len(item) / 4
 
 
 def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
@@ -101,7 +99,7 @@ def _title(upstreams: Sequence[HttpBackend]) -> str:
     return f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
 
 
-def _local(settings: ModelSettings) -> tuple[Sequence[Backend[str, EncodedJson]], str]:
+def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
     directory = model_directory(settings)
     title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
     arguments = {"directory": str(directory), "engine": settings.engine}

@@ -65,10 +65,19 @@ class FakeBackend:
         self.left_at: list[float] = []
         self.started = False
         self.closed = False
+        self._trouble: str | None = None
+        self._on_change: Callable[[], None] = lambda: None
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Remember that it was started."""
         self.started = True
+        self._on_change = on_change
+
+    def change(self, *, trouble: str | None = None, capacity: Capacity | None = None) -> None:
+        """Get into trouble, or out of it; take more or less from now on."""
+        self._trouble = trouble
+        self.capacity = capacity or self.capacity
+        self._on_change()
 
     async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
         """Take the time, then give the next of `outcomes`, or the items back."""
@@ -87,5 +96,5 @@ class FakeBackend:
     def trouble(self) -> str | None:
         """Why it cannot serve: it has not been started, or it has been closed."""
         if self.started and not self.closed:
-            return None
+            return self._trouble
         return "closed" if self.closed else "not started"

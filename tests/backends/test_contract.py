@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from carpool.backends.process.parent import ProcessBackend
 from carpool.testing import FakeBackend
 from tests.support.upstream import Upstream, vector
 
-MakeBackend = Callable[[], Backend[str, Any]]
+MakeBackend = Callable[[], Backend[bytes, Any]]
 
 
 @pytest.fixture(params=["async function", "function", "process", "http", "fake"])
@@ -26,9 +27,9 @@ def make_backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, upstream: Upstream
 ) -> MakeBackend:
     """A backend of each kind; each gives every item a result that tells whose it is."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
-    async def in_loop(items: list[str]) -> list[str]:
+    async def in_loop(items: list[bytes]) -> list[bytes]:
         return items
 
     kinds: dict[str, MakeBackend] = {
@@ -41,15 +42,17 @@ def make_backend(
     return kinds[request.param]
 
 
-def is_result_of(item: str, result: Any) -> bool:
-    if isinstance(result, str):
-        return result == item
-    value = json.loads(bytes(result))
-    return bool(value[0] == item or value == vector(item))
+def in_json(text: str) -> bytes:
+    return json.dumps(text).encode()
+
+
+def is_result_of(item: bytes, result: Any) -> bool:
+    text, value = json.loads(item), json.loads(bytes(result))
+    return bool(value == text or value[0] == text or value == vector(text))
 
 
 @asynccontextmanager
-async def started(make: MakeBackend) -> AsyncIterator[Backend[str, Any]]:
+async def started(make: MakeBackend) -> AsyncIterator[Backend[bytes, Any]]:
     backend = make()
     await backend.start(lambda: None)
     try:
@@ -63,7 +66,7 @@ def test_one_result_per_item_in_their_order(make_backend: MakeBackend, size: int
     """Including texts that need escaping on the way."""
 
     async def main() -> None:
-        items = [f'{number} "quoted"\n日本 \\ \x00' for number in range(size)]
+        items = [in_json(f'{number} "quoted"\n日本 \\ \x00') for number in range(size)]
         async with started(make_backend) as backend:
             results = await backend.run(items)
             assert len(results) == size
@@ -78,10 +81,12 @@ def test_batch_after_batch(make_backend: MakeBackend) -> None:
     async def main() -> None:
         async with started(make_backend) as backend:
             for _ in range(3):
-                answers = await asyncio.gather(*(backend.run([item, item * 2]) for item in "abc"))
-                for item, results in zip("abc", answers, strict=True):
-                    assert is_result_of(item, results[0])
-                    assert is_result_of(item * 2, results[1])
+                answers = await asyncio.gather(
+                    *(backend.run([in_json(text), in_json(text * 2)]) for text in "abc")
+                )
+                for text, results in zip("abc", answers, strict=True):
+                    assert is_result_of(in_json(text), results[0])
+                    assert is_result_of(in_json(text * 2), results[1])
 
     asyncio.run(main())
 
@@ -91,7 +96,7 @@ def test_its_life(make_backend: MakeBackend) -> None:
 
     async def main() -> None:
         async with started(make_backend) as backend:
-            await backend.run(["a"])
+            await backend.run([b'"a"'])
             assert backend.trouble() is None
             assert backend.capacity.in_flight is None or backend.capacity.in_flight >= 1
         await backend.close()
@@ -104,12 +109,12 @@ def test_a_cancelled_batch_does_not_spoil_the_next(make_backend: MakeBackend) ->
 
     async def main() -> None:
         async with started(make_backend) as backend:
-            await backend.run(["warm"])
-            task = asyncio.ensure_future(backend.run(["cancelled"]))
+            await backend.run([b'"warm"'])
+            task = asyncio.ensure_future(backend.run([b'"cancelled"']))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            results = await backend.run(["next"])
-            assert is_result_of("next", results[0])
+            results = await backend.run([b'"next"'])
+            assert is_result_of(b'"next"', results[0])
 
     asyncio.run(asyncio.wait_for(main(), 60))

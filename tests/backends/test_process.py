@@ -19,7 +19,7 @@ from carpool.errors import BackendError, ConfigError
 
 @pytest.fixture(autouse=True)
 def _toy_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -42,7 +42,7 @@ def test_the_model_runs_in_a_process_of_its_own_that_ends_with_the_backend() -> 
         backend = ProcessBackend("toy_model:load", {})
         assert backend.trouble() == "the model is not loaded yet"
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         assert pid != os.getpid()
         assert backend.info == {"name": "toy"}
         assert backend.trouble() is None
@@ -89,11 +89,11 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         with pytest.raises(BackendError, match="the model raised ValueError") as caught:
-            await backend.run(["a", "raise"])
+            await backend.run([b'"a"', b'"raise"'])
         assert str(caught.value.__cause__) == "no"
-        assert pid_in(await backend.run(["print"])) == pid
+        assert pid_in(await backend.run([b'"print"'])) == pid
         await backend.close()
 
     run(main())
@@ -105,12 +105,12 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         with pytest.raises(BackendError, match="the worker process died"):
-            await backend.run(["a", "die"])
+            await backend.run([b'"a"', b'"die"'])
         await turns_until(lambda: backend.trouble() is not None)
         assert "ended with status -9" in str(backend.trouble())
-        assert pid_in(await backend.run(["b"])) != pid
+        assert pid_in(await backend.run([b'"b"'])) != pid
         assert backend.trouble() is None
         await backend.close()
 
@@ -123,11 +123,11 @@ def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> No
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         os.kill(pid, signal.SIGKILL)
         await turns_until(lambda: backend.trouble() is not None)
         await turns_until(lambda: backend.trouble() is None)
-        assert pid_in(await backend.run(["b"])) != pid
+        assert pid_in(await backend.run([b'"b"'])) != pid
         await backend.close()
 
     run(main())
@@ -139,11 +139,11 @@ def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(backend.run(["hang"]), 0.2)
+            await asyncio.wait_for(backend.run([b'"hang"']), 0.2)
         await turns_until(lambda: backend.trouble() is not None)
-        assert pid_in(await backend.run(["b"])) != pid
+        assert pid_in(await backend.run([b'"b"'])) != pid
         await backend.close()
 
     run(main())
@@ -155,10 +155,10 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})
         await backend.start(lambda: None)
-        pid = pid_in(await backend.run(["a"]))
+        pid = pid_in(await backend.run([b'"a"']))
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
-        assert pid_in(await backend.run(["b"])) == pid
+        assert pid_in(await backend.run([b'"b"'])) == pid
         await backend.close()
 
     run(main())
@@ -167,7 +167,7 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
 def test_frames_carry_messages_both_ways() -> None:
     """A frame is a length and a message of that length."""
     cases: list[tuple[frames.ToChild | frames.FromChild, Callable[[bytes], Any]]] = [
-        (frames.Run(7, ["a", "日本"]), frames.decode_to_child),
+        (frames.Run(7, '["a","日本"]'.encode()), frames.decode_to_child),
         (frames.Answer(7, [b"[1]", b"[2]"]), frames.decode_from_child),
         (frames.Failed(7, "ValueError", "no"), frames.decode_from_child),
     ]

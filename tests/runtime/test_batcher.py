@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
+from carpool.core.replica import Capacity
 from carpool.core.request import Request
-from carpool.errors import ShuttingDown
+from carpool.errors import ShuttingDown, Unreachable
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
 
@@ -369,3 +370,84 @@ def test_what_cannot_be_answered_in_time_is_refused_at_arrival() -> None:
 
     run(main())
     assert ["hopeless"] not in backend.batches
+
+
+def test_several_backends_share_the_work() -> None:
+    """A batcher of two runs two batches at once, each in a place of its own."""
+
+    async def main() -> None:
+        backends = [FakeBackend(1.0), FakeBackend(1.0)]
+        async with Batcher[str, str](backends, BatchPolicy(max_batch_size=1)) as batcher:
+            assert await asyncio.gather(*map(batcher.submit, "ab")) == ["a", "b"]
+        assert sorted(batch for backend in backends for batch in backend.batches) == [["a"], ["b"]]
+        assert all(len(backend.batches) == 1 and backend.closed for backend in backends)
+
+    run(main())
+
+
+def test_what_one_backend_loses_the_other_answers() -> None:
+    """The caller notices nothing but the time."""
+
+    async def main() -> None:
+        backends = [FakeBackend(), FakeBackend()]
+        for backend in backends:
+            backend.outcomes = [Unreachable("gone")]
+        backends[1].outcomes = []
+        async with Batcher[str, str](backends, BatchPolicy(max_batch_size=1)) as batcher:
+            assert await asyncio.gather(*map(batcher.submit, "abcd")) == list("abcd")
+
+    run(main())
+
+
+def test_a_backend_in_trouble_gets_nothing_until_it_is_well() -> None:
+    """It says so itself, and what waits leaves as soon as it is back."""
+
+    async def main() -> None:
+        backend = FakeBackend()
+        async with Batcher[str, str](backend) as batcher:
+            backend.change(trouble="restarting")
+            waiting = asyncio.create_task(batcher.submit("a"))
+            await asyncio.sleep(1.0)
+            assert backend.batches == []
+            backend.change()
+            assert await waiting == "a"
+            backend.change(trouble="gone")
+            with pytest.raises(Unavailable):
+                await batcher.submit("b")
+            assert asyncio.get_running_loop().time() == pytest.approx(3.0)  # two seconds of patience
+
+    run(main())
+
+
+def test_what_a_backend_takes_may_change() -> None:
+    """Smaller batches from the moment that it says so."""
+
+    async def main() -> None:
+        backend = FakeBackend(0.1)
+        async with Batcher[str, str](backend) as batcher:
+            backend.change(capacity=Capacity(in_flight=1, batch_size=2))
+            await batcher.map("abcde")
+        assert list(map(len, backend.batches)) == [2, 2, 1]
+
+    run(main())
+
+
+def test_backends_come_and_go() -> None:
+    """One that joins is used at once; one that leaves finishes what it has and is closed."""
+
+    async def main() -> None:
+        first, second = FakeBackend(1.0), FakeBackend(1.0)
+        async with Batcher[str, str](first, BatchPolicy(max_batch_size=1)) as batcher:
+            waiting = [asyncio.create_task(batcher.submit(item)) for item in "ab"]
+            await asyncio.sleep(0.5)
+            await batcher.add(second)
+            await asyncio.sleep(0.1)
+            assert second.batches == [["b"]]
+            await batcher.remove(first)
+            assert first.closed
+            assert asyncio.get_running_loop().time() == pytest.approx(1.0)
+            assert await asyncio.gather(*waiting) == ["a", "b"]
+            assert await batcher.submit("c") == "c"
+            assert first.batches == [["a"]]
+
+    run(main())

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.servers import RunningServer, carpool_serve, uvicorn_serve
+from tests.support.servers import ASGI_SERVERS, RunningServer, asgi_serve, carpool_serve
 from tests.support.upstream import Upstream, vector
 
 JSON = {"content-type": "application/json"}
@@ -23,15 +23,19 @@ def shared_upstream() -> Iterator[Upstream]:
         yield upstream
 
 
-@pytest.fixture(scope="module", params=["carpool serve", "uvicorn carpool.main:app"])
+@pytest.fixture(scope="module", params=["carpool serve", *ASGI_SERVERS])
 def server(
     request: pytest.FixtureRequest, shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     """The same contract whoever listens. The file makes the limits small enough to reach."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "config.toml").write_text("[server]\nmax_text_bytes = 1000\nmax_predict_bytes = 5000\n")
-    start = carpool_serve if request.param == "carpool serve" else uvicorn_serve
-    with start(folder, extra={"INFERENCE_URL": shared_upstream.url}) as server:
+    extra = {"INFERENCE_URL": shared_upstream.url}
+    if request.param == "carpool serve":
+        start = carpool_serve(folder, extra=extra)
+    else:
+        start = asgi_serve(folder, extra=extra, name=request.param)
+    with start as server:
         yield server
 
 

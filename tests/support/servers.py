@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,22 +87,24 @@ def carpool_serve(
             process.kill()
 
 
+# How other servers are started on `carpool.main:app`, and told a port.
+ASGI_SERVERS = {
+    "uvicorn": ["uvicorn", "carpool.main:app", "--no-access-log", "--no-server-header", "--port", "{port}"],
+    "hypercorn": ["hypercorn", "carpool.main:app", "--bind", "127.0.0.1:{port}"],
+    "granian": ["granian", "--interface", "asgi", "carpool.main:app", "--port", "{port}"],
+}
+
+
 @contextmanager
-def uvicorn_serve(folder: Path, extra: Mapping[str, str]) -> Iterator[RunningServer]:
-    """`uvicorn carpool.main:app`, with settings from the environment."""
+def asgi_serve(
+    folder: Path, arguments: Sequence[str] = (), extra: Mapping[str, str] = {}, name: str = "uvicorn"
+) -> Iterator[RunningServer]:
+    """`uvicorn carpool.main:app`, or another ASGI server with it; settings come from the environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "carpool.main:app",
-        "--port",
-        str(port),
-        "--log-level",
-        "warning",
-    ]
+    module, *flags = ASGI_SERVERS[name]
+    command = [sys.executable, "-m", module, *(flag.format(port=port) for flag in flags), *arguments]
     log = folder / "server.log"
     with (
         log.open("wb") as errors,
@@ -114,6 +116,9 @@ def uvicorn_serve(folder: Path, extra: Mapping[str, str]) -> Iterator[RunningSer
                 assert process.poll() is None, log.read_text()
                 yield RunningServer(str(client.base_url), process, client, log)
         finally:
+            process.terminate()  # granian has a worker process, which only this ends as well
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
             process.kill()
 
 

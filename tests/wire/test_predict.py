@@ -22,8 +22,8 @@ from carpool.wire import predict
 
 def test_data_in_result_out() -> None:
     """The result is the model's own JSON; every reply has an id of its own and the time in seconds."""
-    assert predict.decode_predict(b'{"data": "a text"}') == "a text"
-    first, second = (json.loads(predict.encode_prediction(b"[1, 2]", 0.25)) for _ in range(2))
+    assert predict.decode_predict(b'{"data": "a text"}').items == (b'"a text"',)
+    first, second = (json.loads(b"".join(predict.encode_prediction([b"[1, 2]"], 0.25))) for _ in range(2))
     assert first["result"] == [1, 2]
     assert first["processing_time"] == 0.25
     assert UUID(first["request_id"]) != UUID(second["request_id"])

@@ -74,6 +74,7 @@ class Batcher(Generic[In, Out]):
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], int] = {}  # to the replica
+        self._timer_due = 0.0
         self._closing = False
         self._open_requests = 0
         self._idle: asyncio.Future[None] | None = None  # exists while `close` waits for the last answer
@@ -245,9 +246,10 @@ class Batcher(Generic[In, Out]):
         if wakeup is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= wakeup and not self._timer.cancelled():
+            if self._timer_due <= wakeup and not self._timer.cancelled():
                 return
             self._timer.cancel()
+        self._timer_due = wakeup  # uvloop gives a handle without `when` for what is due in less than half a ms
         self._timer = loop.call_at(wakeup, self._wake, wakeup)
 
     def _wake(self, due: float) -> None:

@@ -1,4 +1,4 @@
-"""The ASGI app: every documented route, for any ASGI server.
+"""The ASGI app: every documented route, for any ASGI server. `fast_lane.py` does without it where it can.
 
 The routes are FastAPI's so that OpenAPI and `/docs` are true; bodies go to the service as bytes, since
 validating them with pydantic would cost more than all the rest.
@@ -7,7 +7,7 @@ validating them with pydantic would cost more than all the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -59,16 +59,11 @@ def create_app(service: Service) -> FastAPI:
 def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
     async def endpoint(request: Request) -> Response:
         try:
-            body = await _read_body(request, service, route)
+            reply = await _answer(request, service, route)
         except CarpoolError as error:
             reply = route.encode_error(error)
         except ClientDisconnect:
             return _UNREAD
-        else:
-            answer = await _unless_gone(request, service.answer(route, request.headers, body))
-            if answer is None:
-                return _UNREAD
-            reply = answer
         service.metrics.count_response(route.path, reply.status)
         return _response(reply)
 
@@ -99,7 +94,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_metrics(app: FastAPI, service: Service) -> None:
     async def read_metrics(request: Request) -> Response:
         if JSON in request.headers.get("accept", ""):
-            return _response(Reply(200, msgspec.json.encode(service.metrics.summary())))
+            return _response(Reply(200, (msgspec.json.encode(service.metrics.summary()),)))
         return Response(service.metrics.prometheus(), media_type=metrics.CONTENT_TYPE)
 
     summary = "Prometheus text; with `Accept: application/json` a summary in seconds."
@@ -111,30 +106,33 @@ def _add_get(app: FastAPI, path: str, endpoint: Callable[..., Awaitable[Response
     app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
+async def _answer(request: Request, service: Service, route: Route) -> Reply:
+    """The reply; raises `ClientDisconnect` if the caller hangs up first, and leaves the queue at once."""
+    terms = service.read_head(route, request.headers)
+    body = await _read_body(request, service, route)
+    reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    admitted = service.enqueue(route, terms, body, reply.set_result)
+    if admitted is None:
+        return await reply
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait((reply, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not reply.done():
+            raise ClientDisconnect
+        return reply.result()
+    finally:
+        gone.cancel()
+        service.cancel(admitted)
+
+
 async def _read_body(request: Request, service: Service, route: Route) -> bytes:
-    """The body, refused as early as it can be known to be too large or of the wrong type."""
-    announced = request.headers.get("content-length", "")
-    service.check_head(
-        route, request.headers.get("content-type"), int(announced) if announced.isdigit() else None
-    )
+    """The body, refused as early as it can be known to be too large."""
     chunks, length = [], 0
     async for chunk in request.stream():
         length += len(chunk)
         service.check_length(route, length)
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-async def _unless_gone(request: Request, answering: Coroutine[Any, Any, Reply]) -> Reply | None:
-    """The answer, or `None` if the caller hangs up first: then it is taken out of the queue at once."""
-    answer = asyncio.create_task(answering)
-    gone = asyncio.create_task(_hung_up(request))
-    try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        return await answer if answer.done() else None
-    finally:
-        answer.cancel()
-        gone.cancel()
 
 
 async def _hung_up(request: Request) -> None:

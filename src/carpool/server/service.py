@@ -1,23 +1,25 @@
 """What a server serves, whichever lane a request came in by: models, health, and the life of both.
 
-It knows routes and batchers and no HTTP library: a lane reads the bytes, this answers them.
+It knows routes and batchers and no HTTP library: a lane reads a head and a body and writes a reply, and all
+that is between them is here.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from carpool.backends.base import Backend
+from carpool.core.request import Request
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
 from carpool.wire import native
-from carpool.wire.base import JSON, EncodedJson, Reply, Route
-from carpool.wire.terms import read_terms
+from carpool.wire.base import JSON, Ask, Encode, EncodedJson, Reply, Route
+from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,22 @@ class BodyLimits:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model with its queue. Its results are JSON already."""
+    """A model with its queue. Items and results are JSON.
+
+    `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
+    time are computed once.
+    """
 
     name: str
     title: str
-    batcher: Batcher[str, EncodedJson]
-    backends: Sequence[Backend[str, EncodedJson]]
+    batcher: Batcher[bytes, EncodedJson]
+    backends: Sequence[Backend[bytes, EncodedJson]]
+    cost: Callable[[bytes], float] | None = None
+    dedupe: bool = True
 
 
 class Service:
-    """The models of one server. `start`, then `answer`, then `stop_accepting` and `close`."""
+    """The models of one server. `start`, then `enqueue`, then `stop_accepting` and `close`."""
 
     def __init__(
         self,
@@ -101,30 +109,77 @@ class Service:
         """The reply to `GET /health`."""
         return native.encode_health(self.trouble(), int(time.time()))
 
-    async def answer(self, route: Route, headers: Mapping[str, str], body: bytes) -> Reply:
-        """The reply to a batched route, errors included; `headers` has lower-case names."""
-        started = time.perf_counter()
-        try:
-            if self._stopping:
-                raise ShuttingDown("shutting down", "no new requests are taken; use another server")
-            item, terms = route.decode(body), read_terms(headers)
-            result = await self.models[0].batcher.submit(item, **terms._asdict())
-            return Reply(200, route.encode(result, time.perf_counter() - started))
-        except CarpoolError as error:
-            return route.encode_error(error)
-        except Exception:
-            logger.exception("a request failed inside carpool")
-            return route.encode_error(CarpoolError("internal error", "it is in the server's log"))
+    def read_head(self, route: Route, headers: Mapping[str, str]) -> Terms:
+        """On what terms a request travels, by its headers (lower-case names), before its body is read.
 
-    def check_head(self, route: Route, content_type: str | None, length: int | None) -> None:
-        """Refuse by its headers a body that would be refused anyway. Raises `WrongType` or `TooLarge`."""
-        media_type = (content_type or JSON).partition(";")[0].strip().lower()
+        Raises `WrongType`, `TooLarge` or `BadInput`.
+        """
+        media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if media_type != JSON and not media_type.endswith("+json"):
             raise WrongType(f"content type {media_type} is not read here", f"allowed: {JSON}")
-        self.check_length(route, length or 0)
+        length = headers.get("content-length", "")
+        self.check_length(route, int(length) if length.isdigit() else 0)
+        return read_terms(headers)
 
     def check_length(self, route: Route, length: int) -> None:
         """Refuse a body of this many bytes if it is over the route's limit."""
         limit = self.limits.of(route)
         if length > limit:
             raise TooLarge("the body is too large", f"allowed: {limit} bytes for {route.path}")
+
+    def enqueue(
+        self, route: Route, terms: Terms, body: bytes, on_reply: Callable[[Reply], None]
+    ) -> Request | None:
+        """Admit what a body asks for; `on_reply` is called once, with the answer or what is wrong.
+
+        Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
+        """
+        try:
+            if self._stopping:
+                raise ShuttingDown("shutting down", "no new requests are taken; use another server")
+            return self._enqueue(route, terms, route.decode(body), on_reply)
+        except Exception as error:
+            on_reply(_refusal(route, error))
+            return None
+
+    def cancel(self, request: Request) -> None:
+        """Give up on a request: its caller has gone. Harmless when it has ended."""
+        self.models[0].batcher.cancel(request)
+
+    def _enqueue(self, route: Route, terms: Terms, ask: Ask, on_reply: Callable[[Reply], None]) -> Request:
+        items, group, encode = ask
+        model = self.models[0]
+
+        def deliver(request: Request) -> None:
+            on_reply(_reply(route, encode or route.encode, request))
+
+        request = Request(
+            items,
+            deliver,
+            costs=None if model.cost is None else list(map(model.cost, items)),
+            tenant=terms.tenant,
+            weight=terms.weight,
+            timeout=terms.timeout,
+            key=(group, *items) if model.dedupe else None,
+            group=group,
+        )
+        model.batcher.enqueue(request)
+        return request
+
+
+def _reply(route: Route, encode: Encode, request: Request) -> Reply:
+    """The reply to a request that has ended."""
+    if request.error is not None:
+        return _refusal(route, request.error)
+    try:
+        return Reply(200, encode(request.results, time.monotonic() - request.arrived))
+    except Exception as error:
+        return _refusal(route, error)
+
+
+def _refusal(route: Route, error: BaseException) -> Reply:
+    """An error in the route's dialect; one that is nobody's but carpool's is told to the log alone."""
+    if not isinstance(error, CarpoolError):
+        logger.error("a request failed inside carpool", exc_info=error)
+        error = CarpoolError("internal error", "it is in the server's log")
+    return route.encode_error(error)

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from carpool.errors import CarpoolError
-from carpool.wire.base import EncodedJson, Reply, Route, check_text, decode_json, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, TextField, error_headers
+
+_INPUT = TextField("input")
 
 
-class EmbedBody(msgspec.Struct):
-    """The body of `POST /embed`."""
-
-    input: str
-
-
-_EMBED = msgspec.json.Decoder(EmbedBody)
-
-
-def decode_embed(body: bytes) -> str:
+def decode_embed(body: bytes) -> Ask:
     """The text of a `POST /embed`."""
-    return check_text(decode_json(_EMBED, body, '{"input": "<one text>"}').input, "input")
+    return Ask((_INPUT.read(body),))
 
 
-def encode_embedding(vector: EncodedJson, seconds: float) -> bytes:
+def encode_embedding(vectors: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
     """The reply to `POST /embed`, around a vector that is JSON already."""
-    return b"".join((b'{"embedding":', vector, b"}"))
+    return (b'{"embedding":', vectors[0], b"}")
 
 
 def encode_error(error: CarpoolError) -> Reply:
     """The error envelope: `{"error": {"code", "message", "detail"}}`."""
     envelope = {"error": {"code": error.status, "message": error.message, "detail": error.detail}}
-    return Reply(error.status, msgspec.json.encode(envelope), error_headers(error))
+    return Reply(error.status, (msgspec.json.encode(envelope),), error_headers(error))
 
 
 def encode_health(trouble: str | None, timestamp: int) -> Reply:
     """The reply to `GET /health`: 200, or 503 with the reason."""
     body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
     if trouble is None:
-        return Reply(200, msgspec.json.encode(body))
-    return Reply(503, msgspec.json.encode(body | {"status": "unhealthy", "reason": trouble}))
+        return Reply(200, (msgspec.json.encode(body),))
+    return Reply(503, (msgspec.json.encode(body | {"status": "unhealthy", "reason": trouble}),))
 
 
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}

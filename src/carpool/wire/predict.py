@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
 from carpool.errors import BackendError, BadInput, CarpoolError, Overloaded, TimedOut
-from carpool.wire.base import EncodedJson, Reply, Route, check_text, decode_json, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, TextField, error_headers
+
+_DATA = TextField("data")  # the models served so far take a text
 
 
-class PredictBody(msgspec.Struct):
-    """The body of `POST /predict`. The models served so far take a text."""
-
-    data: str
-
-
-_PREDICT = msgspec.json.Decoder(PredictBody)
-
-
-def decode_predict(body: bytes) -> str:
+def decode_predict(body: bytes) -> Ask:
     """The data of a `POST /predict`."""
-    return check_text(decode_json(_PREDICT, body, '{"data": "<one text>"}').data, "data")
+    return Ask((_DATA.read(body),))
 
 
-def encode_prediction(result: EncodedJson, seconds: float) -> bytes:
+def encode_prediction(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
     """The reply to `POST /predict`, around a result that is JSON already."""
     tail = f',"request_id":"{uuid4()}","processing_time":{seconds:.6f}}}'
-    return b"".join((b'{"result":', result, tail.encode()))
+    return (b'{"result":', results[0], tail.encode())
 
 
 def encode_error(error: CarpoolError) -> Reply:
@@ -45,7 +39,7 @@ def encode_error(error: CarpoolError) -> Reply:
     headers = error_headers(error)
     if status == 503 and not isinstance(error, Overloaded):
         headers += (("retry-after", "1"),)
-    return Reply(status, msgspec.json.encode({"detail": str(error)}), headers)
+    return Reply(status, (msgspec.json.encode({"detail": str(error)}),), headers)
 
 
 ERROR_SCHEMA: dict[str, Any] = {

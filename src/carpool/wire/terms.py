@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple
 
-from carpool.core.request import Priority
+from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput
 
 _LONGEST_TENANT = 256  # characters: a key or a name, not a way to fill the memory
@@ -16,7 +16,7 @@ class Terms(NamedTuple):
     """Whose request it is, how large that one's share is, and within how many seconds it must be answered."""
 
     tenant: str = ""
-    priority: Priority = "normal"
+    weight: float = 1.0
     timeout: float | None = None
 
 
@@ -28,15 +28,15 @@ def read_terms(headers: Mapping[str, str]) -> Terms:
     tenant = headers.get("x-tenant") or headers.get("authorization") or headers.get("x-api-key") or ""
     if len(tenant) > _LONGEST_TENANT:
         raise BadInput("the tenant's name is too long", f"allowed: {_LONGEST_TENANT} characters")
-    return Terms(tenant, _priority(headers.get("x-priority")), _timeout(headers.get("x-request-timeout-ms")))
+    return Terms(tenant, _weight(headers.get("x-priority")), _timeout(headers.get("x-request-timeout-ms")))
 
 
-def _priority(text: str | None) -> Priority:
+def _weight(text: str | None) -> float:
     name = (text or "normal").strip().lower()
-    allowed = get_args(Priority)
-    if name not in allowed:
-        raise BadInput(f"X-Priority {text!r} is not known", f"allowed: {', '.join(allowed)}")
-    return cast("Priority", name)
+    for priority, weight in WEIGHTS.items():
+        if name == priority:
+            return weight
+    raise BadInput(f"X-Priority {text!r} is not known", f"allowed: {', '.join(WEIGHTS)}")
 
 
 def _timeout(text: str | None) -> float | None:

@@ -28,7 +28,6 @@ from carpool.wire.call import EMBED, Call
 from carpool.wire.upstream import (
     Description,
     Exchange,
-    Item,
     UpstreamName,
     decode_refusal,
     named_limit,
@@ -56,7 +55,7 @@ class HttpBackend:
     `upstream` names its dialect, or leaves that to its URL and to what it says of itself. `model` is the one to
     ask for where it has several. `api_key` is sent as a bearer token. `timeout` (seconds) bounds a call.
 
-    Items are JSON, or texts that become JSON; a group is a `Call`, or `None` for plain embeddings. Results are
+    Items are JSON; a group is a `Call`, or `None` for plain embeddings. Results are
     the upstream's own bytes.
     """
 
@@ -104,7 +103,7 @@ class HttpBackend:
         self._questions = Questions(self.target, self._headers)
         self._watching = asyncio.create_task(self._watch())
 
-    async def run(self, items: Sequence[Item], group: Hashable = None) -> Sequence[EncodedJson]:
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[EncodedJson]:
         """Send the items as one request; in pieces where the upstream takes fewer at once."""
         if self._pool is None:
             raise BackendError("the upstream client is not started", "call start() first")
@@ -134,7 +133,7 @@ class HttpBackend:
         """Why the upstream cannot be reached or cannot serve, since it was last looked at."""
         return self._trouble
 
-    async def _within_time(self, prepared: Prepared, items: Sequence[Item]) -> Sequence[EncodedJson]:
+    async def _within_time(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         if self._timeout is None:
             return await self._exchange(prepared, items)
         try:
@@ -144,7 +143,7 @@ class HttpBackend:
             limit = f"POST {self.target} may take {self._timeout:g} s"
             raise BackendError("the upstream did not answer in time", limit) from None
 
-    async def _exchange(self, prepared: Prepared, items: Sequence[Item]) -> Sequence[EncodedJson]:
+    async def _exchange(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         body = prepared.exchange.encode(items)
         self._in_flight += 1
         try:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from carpool.backends.process import frames
 from carpool.errors import CarpoolError
 
@@ -57,7 +59,7 @@ def load(loader: str, arguments: dict[str, Any]) -> Model:
 def answer(model: Model, batch: frames.Run) -> frames.Answer | frames.Failed:
     """Run one batch; whatever the model raises becomes a message."""
     try:
-        return frames.Answer(batch.number, list(model.run(batch.items)))
+        return frames.Answer(batch.number, list(model.run(msgspec.json.decode(batch.items))))
     except Exception as error:
         return frames.Failed(batch.number, type(error).__name__, str(error))
 

@@ -33,10 +33,10 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
-    """To the child: run these items as one batch."""
+    """To the child: run these items as one batch. They are one JSON array, each as its caller wrote it."""
 
     number: int
-    items: list[Any]
+    items: bytes
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):

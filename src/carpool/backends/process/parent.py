@@ -109,8 +109,8 @@ class ProcessBackend:
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
-    async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[bytes]:
-        """Run one batch; one JSON value per item. While a worker is being replaced, this waits for it."""
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[bytes]:
+        """Run one batch of JSON values; one more for each. While a worker is being replaced, this waits."""
         async with self._turn:
             if self._worker is None:
                 raise Unavailable("the model is not loaded yet", "call start() first")
@@ -118,7 +118,7 @@ class ProcessBackend:
             self._batches += 1
             number = self._batches
             try:
-                reply = await worker.ask(frames.Run(number, list(items)))
+                reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]"))
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or it hangs, or nobody wants its answer: only a new one is sure to be idle. The
                 # next batch must wait for that one, and not fail on this one before its end is noticed.

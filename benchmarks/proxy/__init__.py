@@ -1,0 +1,1 @@
+"""carpool as a proxy, measured against nginx and against the upstream itself."""

@@ -1,0 +1,408 @@
+"""The batched routes without ASGI: no task and no future per request, a callback writes the reply.
+
+It is uvicorn's own protocol, and shares its parser, its timeouts, its limits and its shutdown. A request that
+is not for a batched route goes to the ASGI app as it would without this. What an answer is, the service knows.
+
+Requests of one connection are answered one after the other. `pipeline` is uvicorn's queue of those that came
+before the one in front of them was answered, oldest on the right; an `Exchange` stands in it, and in `cycle`,
+where uvicorn has its own object for a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from carpool.errors import CarpoolError
+from carpool.wire.base import Reply, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from carpool.core.request import Request
+    from carpool.server.service import Service
+    from carpool.wire.terms import Terms
+
+# Heads that are known by their bytes. Those of one client differ in the content length alone, so this holds a
+# few clients' worth; one whose every head is new (a trace id) only ever pays for the parser.
+_MOST_HEADS = 2048
+_LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
+
+# The most of a body, with its head, that is kept unparsed until the rest comes. Many clients send the head and
+# the body in two segments; what does not fit into the second one is no short text.
+_LONGEST_SPLIT = 65536
+
+# Requests of one connection that wait behind the one that is being answered. Not fewer, as a client that hangs
+# up is noticed only while it is read from.
+_MOST_PIPELINED = 16
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def fast_lane(service: Service, routes: Iterable[Route]) -> type[HttpToolsProtocol]:
+    """What uvicorn's `http=` setting takes, to answer these routes of the service."""
+    return type("FastLane", (FastLaneProtocol,), {"lane": Lane(service, routes)})
+
+
+class Head(NamedTuple):
+    """What the bytes of a request's head mean."""
+
+    route: Route
+    terms: Terms
+    length: int
+
+
+class Lane:
+    """What the connections of a server share: its routes, the heads they know, and the heads they write."""
+
+    def __init__(self, service: Service, routes: Iterable[Route]) -> None:
+        self.service = service
+        self.routes = {route.path.encode(): route for route in routes}
+        self.heads: dict[bytes, Head] = {}
+        self._defaults: Headers = []
+        self._plain = b"", b""
+
+    def learn(self, block: bytes, head: Head) -> None:
+        """Know a head by its bytes from now on."""
+        if len(block) <= _LONGEST_HEAD:
+            if len(self.heads) >= _MOST_HEADS:
+                self.heads.clear()
+            self.heads[block] = head
+
+    def write(self, reply: Reply, keep_alive: bool, defaults: Headers) -> bytes:
+        """The bytes of a response. `defaults` are uvicorn's own headers, a new list each second."""
+        pieces = reply.pieces
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._plain = _frame(Reply(200, ()), True, defaults)
+        is_plain = reply.status == 200 and keep_alive and not reply.headers
+        before, after = self._plain if is_plain else _frame(reply, keep_alive, defaults)
+        return b"".join((before, b"%d" % sum(map(len, pieces)), after, *pieces))
+
+
+def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, bytes]:
+    """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
+    status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n".encode()
+    lines = [name + b": " + value + b"\r\n" for name, value in defaults]
+    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in reply.headers]
+    close = "" if keep_alive else "connection: close\r\n"
+    after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
+    return b"".join((status, *lines, b"content-length: ")), after.encode()
+
+
+class _Unheard:
+    """In the place of the event by which uvicorn wakes an app: there is none to wake."""
+
+    def set(self) -> None:
+        """Nothing to do."""
+
+
+class Exchange:
+    """A request of the lane and its reply. It has the attributes that uvicorn's protocol asks a request for."""
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "keep_alive",
+        "length",
+        "more_body",
+        "refusal",
+        "request",
+        "response_complete",
+        "route",
+        "size",
+        "terms",
+        "wants_continue",
+    )
+
+    message_event = _Unheard()
+
+    def __init__(self, route: Route, keep_alive: bool) -> None:
+        self.route = route
+        self.keep_alive = keep_alive
+        self.terms: Terms | None = None  # None where they cannot be read: then there is a refusal
+        self.length: int | None = None  # as announced
+        self.wants_continue = False
+        self.body = bytearray()
+        self.size = 0  # of the body, so far
+        self.more_body = True  # not all of it has been read
+        self.refusal: Reply | None = None  # known before all of it was read
+        self.request: Request | None = None  # while the batcher has it
+        self.response_complete = False
+        self.disconnected = False
+
+
+class FastLaneProtocol(HttpToolsProtocol):
+    """One connection. `fast_lane` makes the subclass that knows its `lane`."""
+
+    lane: Lane
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # What uvicorn does for each request where it is told to log, limit or move them, it does best.
+        self._is_open = not (self.access_log or self.limit_concurrency is not None or self.root_path)
+        self._at_start = True  # the parser is between two requests
+        self._begun = 0  # requests that the parser has seen the start of
+        self._held = b""  # a known head with a part of its body
+        self._known = Exchange(next(iter(self.lane.routes.values())), keep_alive=True)
+        self._serving: Any = None  # whose turn it is, or was last: an Exchange or uvicorn's own
+        self._is_advancing = False
+        self._last_words: str | None = None  # to a client of whom nothing more can be read
+        self._active_at = 0.0  # when the last response left
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come: most often one whole request, with a head that is known."""
+        held = self._held
+        if held:
+            self._held = b""
+            data = held + data
+        cycle = self.cycle
+        if self._at_start and (cycle is None or cycle.response_complete) and not self.flow.write_paused:
+            start = data.find(b"\r\n\r\n") + 4
+            head = self.lane.heads.get(data[:start])
+            if head is not None:
+                size = start + head.length
+                if len(data) == size:
+                    self._serve_known(head, data[start:])
+                    return
+                if len(data) < size <= _LONGEST_SPLIT and not held:
+                    self._held = data
+                    return
+        self._parse(data)
+
+    def _serve_known(self, head: Head, body: bytes) -> None:
+        # One object for all of them: there is never a second one on this connection before its reply.
+        self.cycle = self._serving = exchange = self._known  # type: ignore[assignment]
+        exchange.route = head.route
+        exchange.response_complete = False
+        exchange.request = self.lane.service.enqueue(head.route, head.terms, body, self._reply)
+
+    def _parse(self, data: bytes) -> None:
+        """Have the real parser read it. The head of a request that begins with it is known from then on."""
+        at_start, begun, previous = self._at_start, self._begun, self.cycle
+        super().data_received(data)
+        exchange: Any = self.cycle
+        if at_start and self._begun == begun + 1 and exchange is not previous and type(exchange) is Exchange:
+            start = data.find(b"\r\n\r\n") + 4
+            # That the parser saw as much of a body as there is behind the first blank line proves that for it,
+            # too, the head ends there.
+            if (
+                exchange.length is not None
+                and exchange.terms is not None
+                and exchange.size == len(data) - start
+            ):
+                self.lane.learn(data[:start], Head(exchange.route, exchange.terms, exchange.length))
+
+    def on_message_begin(self) -> None:
+        """The parser: a request begins."""
+        self._at_start = False
+        self._begun += 1
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The parser: the head is read."""
+        previous = self.cycle
+        route = self._route()
+        if route is not None:
+            self._receive_head(Exchange(route, self._keeps_alive()))
+            return
+        super().on_headers_complete()
+        if self.cycle is not previous and (previous is None or previous.response_complete):
+            self._serving = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        """The parser: a part of the body."""
+        exchange: Any = self.cycle
+        if type(exchange) is not Exchange:
+            super().on_body(body)
+            return
+        exchange.size += len(body)
+        if exchange.refusal is not None:
+            return
+        try:
+            self.lane.service.check_length(exchange.route, exchange.size)
+            exchange.body += body
+            if exchange is not self._serving and exchange.size > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()  # until its turn comes
+        except CarpoolError as error:
+            exchange.body.clear()
+            exchange.refusal = exchange.route.encode_error(error)
+            if exchange is self._serving:
+                self._reply(exchange.refusal)
+
+    def on_message_complete(self) -> None:
+        """The parser: the request is whole."""
+        self._at_start = True
+        exchange: Any = self.cycle
+        if type(exchange) is not Exchange:
+            super().on_message_complete()
+            return
+        exchange.more_body = False
+        if exchange is self._serving and not exchange.response_complete:
+            self._enqueue(exchange)
+
+    def on_response_complete(self) -> None:
+        """A response has been written, by either lane: now the next in line, or a client that keeps alive."""
+        self.server_state.total_requests += 1
+        self._active_at = self.loop.time()
+        if self.transport.is_closing():
+            return
+        if self.pipeline or self.flow.read_paused:
+            self._advance()
+        if self.timeout_keep_alive_task is None:
+            self._await_next(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for long enough.
+
+        The timer is not set anew for each response: whether it was idle is looked up when it rings.
+        """
+        self.timeout_keep_alive_task = None
+        if self._held or not self._at_start or not self.cycle.response_complete:
+            return  # it is set again after the response
+        left = self._active_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._await_next(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def resume_writing(self) -> None:
+        """The client has read most of what was written to it: who had to wait for that is next."""
+        super().resume_writing()
+        if self.pipeline:
+            self._advance()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed is refused, but not before those that came in front of it are answered."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # it is this one's body that cannot be parsed
+        if self.pipeline or not (self._is_free() or self._serving.more_body):
+            self._last_words = msg
+            self.flow.pause_reading()
+        else:
+            super().send_400_response(msg)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone: what it asked for need not be computed."""
+        serving = self._serving
+        if serving is not None and not serving.response_complete:
+            serving.disconnected = True
+            serving.message_event.set()
+            if type(serving) is Exchange and serving.request is not None:
+                self.lane.service.cancel(serving.request)
+        self._held = b""
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server stops: a request that has begun to come is still answered."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._parse(held)
+        super().shutdown()
+
+    def _route(self) -> Route | None:
+        """The route of the lane that the request is for, if it is for one and nothing is odd about it."""
+        if self._is_open and self.parser.get_method() == b"POST" and not self.parser.should_upgrade():
+            return self.lane.routes.get(self.url)
+        return None
+
+    def _keeps_alive(self) -> bool:
+        return self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+
+    def _receive_head(self, exchange: Exchange) -> None:
+        self.cycle = exchange  # type: ignore[assignment]
+        exchange.wants_continue = self.expect_100_continue
+        # From the last to the first, so that the first of a name counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.headers)}
+        try:
+            exchange.terms = self.lane.service.read_head(exchange.route, headers)
+        except CarpoolError as error:
+            exchange.refusal = exchange.route.encode_error(error)
+        if exchange.keep_alive and not exchange.wants_continue and "transfer-encoding" not in headers:
+            exchange.length = int(headers.get("content-length", 0))
+        if self._may_serve() and not self.pipeline:
+            self._serve(exchange)
+        else:
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+            if len(self.pipeline) >= _MOST_PIPELINED:
+                self.flow.pause_reading()
+
+    def _serve(self, exchange: Exchange) -> None:
+        """Its turn has come."""
+        self._serving = exchange
+        if exchange.refusal is not None:
+            self._reply(exchange.refusal)
+        elif not exchange.more_body:
+            self._enqueue(exchange)
+        elif exchange.wants_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _enqueue(self, exchange: Exchange) -> None:
+        assert exchange.terms is not None
+        body, exchange.body = bytes(exchange.body), bytearray()
+        exchange.request = self.lane.service.enqueue(exchange.route, exchange.terms, body, self._reply)
+
+    def _reply(self, reply: Reply) -> None:
+        """Write the reply to the exchange whose turn it is."""
+        exchange: Exchange = self._serving
+        exchange.request = None
+        exchange.response_complete = True
+        lane, transport = self.lane, self.transport
+        lane.service.metrics.count_response(exchange.route.path, reply.status)
+        if not transport.is_closing():
+            transport.write(lane.write(reply, exchange.keep_alive, self.server_state.default_headers))
+            if not exchange.keep_alive:
+                transport.close()
+        self.on_response_complete()
+
+    def _advance(self) -> None:
+        """Serve who is next in line. One who is refused is answered at once: hence a loop and no recursion."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self.pipeline and self._may_serve():
+                cycle: Any
+                cycle, app = self.pipeline.pop()
+                if type(cycle) is Exchange:
+                    self._serve(cycle)
+                else:
+                    self._serve_by_app(cycle, app)
+        finally:
+            self._is_advancing = False
+        if self.transport.is_closing() or self.pipeline:
+            return
+        if self._last_words is None:
+            self.flow.resume_reading()
+        elif self._is_free():
+            super().send_400_response(self._last_words)
+
+    def _is_free(self) -> bool:
+        """Whether nobody is waiting for an answer, so that the next one's turn has come."""
+        return self._serving is None or self._serving.response_complete
+
+    def _may_serve(self) -> bool:
+        """Whether a reply could be written now: the client reads what it has been sent, and is still there."""
+        return self._is_free() and not self.flow.write_paused and not self.transport.is_closing()
+
+    def _serve_by_app(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._serving = cycle
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _await_next(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
