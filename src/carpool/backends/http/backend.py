@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _TROUBLED_SECONDS = 0.5  # between two looks at an upstream that is in trouble
 _WELL_SECONDS = 10.0  # and at one that was well and has nothing to do
+_LONGEST_RETRY_AFTER = 86_400  # seconds: who says more does not know
 _LARGEST_REPLY = 256 * 1024**2  # bytes: 1000 vectors of 4096 numbers are a fifth of that
 _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query makes a kind of its own
 
@@ -248,13 +249,16 @@ class HttpBackend:
 
 def _seconds(retry_after: str | None) -> int | None:
     """What a `Retry-After` says, in seconds from now; it is a number or a date."""
-    if retry_after is None or retry_after.strip().isdecimal():
-        return None if retry_after is None else int(retry_after)
+    if retry_after is None:
+        return None
     try:
-        moment = parsedate_to_datetime(retry_after)
+        if retry_after.isdecimal():
+            seconds = int(retry_after)
+        else:
+            seconds = ceil(parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return None
-    return max(0, ceil(moment.timestamp() - time.time()))
+    return min(max(0, seconds), _LONGEST_RETRY_AFTER)
 
 
 def _headers(authorization: str) -> dict[str, str]:
