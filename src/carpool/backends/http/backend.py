@@ -207,7 +207,10 @@ class HttpBackend:
             return
         if trouble is None:
             known = self.description.dialect.name, self.description.model
-            logger.info("the upstream answers", extra={"url": str(self.target), "upstream": " ".join(known)})
+            logger.info(
+                "the upstream answers",
+                extra={"url": str(self.target), "upstream": " ".join(filter(None, known))},
+            )
         elif before is None:
             logger.warning("the upstream is in trouble", extra={"url": str(self.target), "reason": trouble})
         self._on_change()
