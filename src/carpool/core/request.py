@@ -62,8 +62,10 @@ class Request:
         group: Hashable = None,
     ) -> None:
         size = len(items)
-        if costs is not None and not all(0 <= cost < inf for cost in costs):
-            raise ValueError("a cost is a number, 0 or more")
+        if costs is not None:
+            for cost in costs:
+                if not 0 <= cost < inf:
+                    raise ValueError("a cost is a number, 0 or more")
         self.items = items
         self.costs = costs
         self.deliver = deliver
@@ -93,7 +95,9 @@ class Request:
 
     def cost(self, start: int, stop: int) -> float:
         """What the items `start:stop` cost."""
-        return stop - start if self.costs is None else sum(self.costs[start:stop])
+        if self.costs is None:
+            return stop - start
+        return self.costs[start] if stop - start == 1 else sum(self.costs[start:stop])
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error."""

@@ -156,7 +156,7 @@ class Service:
         request = Request(
             items,
             deliver,
-            costs=None if model.cost is None else list(map(model.cost, items)),
+            costs=None if model.cost is None else [model.cost(item) for item in items],
             tenant=terms.tenant,
             weight=terms.weight,
             timeout=terms.timeout,
