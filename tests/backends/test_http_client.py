@@ -62,7 +62,7 @@ def says(*pieces: bytes, close: bool = False, reset: bool = False) -> Script:
 
 async def is_honest(backend: HttpBackend, *texts: str) -> bool:
     """Whether each text gets its own vector."""
-    results = await backend.run(texts)
+    results = await backend.run([json.dumps(text).encode() for text in texts])
     return [json.loads(bytes(result)) for result in results] == [vector(text) for text in texts]
 
 
@@ -100,7 +100,7 @@ def test_every_way_to_say_a_vector_is_understood(run: Run, pieces: list[bytes]) 
 
     async def main() -> None:
         async with talking(says(*pieces)) as (_, backend):
-            (result,) = await backend.run(["a"])
+            (result,) = await backend.run([b'"a"'])
             assert bytes(result) == b"[0.5,1]"
             assert await is_honest(backend, "next")
 
@@ -112,7 +112,7 @@ def test_a_reply_that_ends_with_its_connection(run: Run) -> None:
 
     async def main() -> None:
         async with talking(says(b"HTTP/1.1 200 OK\r\n\r\n" + ONE, close=True)) as (upstream, backend):
-            assert len(await backend.run(["a"])) == 1
+            assert len(await backend.run([b'"a"'])) == 1
             assert await is_honest(backend, "next")
             assert upstream.connections == 2
 
@@ -159,7 +159,7 @@ def test_what_is_no_answer_is_an_error_and_the_next_batch_is_answered(
     async def main() -> None:
         async with talking(script) as (upstream, backend):
             with pytest.raises(BackendError) as caught:
-                await backend.run(["a"])
+                await backend.run([b'"a"'])
             assert isinstance(caught.value, Unreachable) == (kind is Unreachable)
             assert await is_honest(backend, "next", "and the one after")
             assert len(upstream.posts) == 2
@@ -191,11 +191,11 @@ def test_a_request_that_dies_with_a_kept_connection_is_sent_once_more(run: Run) 
             assert upstream.posts == [["first"], ["again"], ["again"]]
             upstream.scripts = [says(close=True), says(reset=True)]
             with pytest.raises(Unreachable):
-                await backend.run(["never"])
+                await backend.run([b'"never"'])
             assert upstream.posts[3:] == [["never"], ["never"]]
             upstream.scripts = [says(), says(b"H", close=True)]
             with pytest.raises(Unreachable):
-                await asyncio.gather(backend.run(["kept"]), asyncio.wait_for(backend.run(["x"]), 0.2))
+                await asyncio.gather(backend.run([b'"kept"']), asyncio.wait_for(backend.run([b'"x"']), 0.2))
 
     run(main())
 
@@ -245,7 +245,7 @@ def test_a_late_reply_is_nobodys(run: Run) -> None:
             writer.write(honest(texts))
 
         async with talking(late, late) as (upstream, backend):
-            batches = [asyncio.create_task(backend.run([f"given up {number}"])) for number in range(2)]
+            batches = [asyncio.create_task(backend.run([b'"given up %d"' % number])) for number in range(2)]
             while len(upstream.posts) < 2:
                 await asyncio.sleep(0.001)
             batches[0].cancel()
@@ -264,7 +264,7 @@ def test_an_answer_before_the_question_is_refused(run: Run) -> None:
     async def main() -> None:
         async with talking() as (upstream, backend):
             upstream.early = [reply(ONE), reply(b'{"error":"too much"}', "413 Payload Too Large")]
-            text = "x" * (32 * 1024**2)
+            text = b'"%b"' % (b"x" * (32 * 1024**2))
             with pytest.raises(BackendError, match="answered before"):
                 await backend.run([text])
             with pytest.raises(BackendError, match="413: too much"):
@@ -288,7 +288,7 @@ def test_a_reply_over_the_bound_is_not_read(run: Run, monkeypatch: pytest.Monkey
         async with talking(*scripts) as (_, backend):
             for _ in range(3):
                 with pytest.raises(BackendError, match="too large: allowed: 1000 bytes"):
-                    await backend.run(["a"])
+                    await backend.run([b'"a"'])
             assert await is_honest(backend, "next")
 
     run(main())
@@ -301,7 +301,7 @@ def test_a_reply_that_drips_is_bounded_in_time(run: Run) -> None:
         drip = says(reply(ONE, length=10**6), *[b"1"] * 1000)
         async with talking(drip, timeout=0.2) as (_, backend):
             with pytest.raises(BackendError, match="did not answer in time"):
-                await backend.run(["a"])
+                await backend.run([b'"a"'])
             assert await is_honest(backend, "next")
 
     run(main())

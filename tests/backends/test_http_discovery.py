@@ -134,7 +134,7 @@ def test_an_upstream_is_asked_what_it_is(
             backend = HttpBackend(server.url + path, **options)
             await until_described(backend)
             assert (backend.description.dialect.name, backend.capacity) == (name, capacity)
-            results = await backend.run(["a", "b", "c", "d"])
+            results = await backend.run([b'"a"', b'"b"', b'"c"', b'"d"'])
             assert [json.loads(bytes(result)) for result in results] == [vector(text) for text in "abcd"]
             await backend.close()
 
@@ -148,7 +148,7 @@ def test_the_first_batch_waits_until_it_is_known_how_to_say_it() -> None:
         async with serving(OPENAI) as server:
             backend = HttpBackend(server.url)
             await backend.start(lambda: None)
-            assert len(await backend.run(["a"])) == 1
+            assert len(await backend.run([b'"a"'])) == 1
             await backend.close()
 
     run(main())
@@ -164,10 +164,10 @@ def test_whoever_comes_back_is_asked_again() -> None:
             port = int(server.url.rpartition(":")[2])
             backend = HttpBackend(server.url)
             await backend.start(lambda: changes.append(backend.capacity.batch_size))
-            assert len(await backend.run(["a"])) == 1
+            assert len(await backend.run([b'"a"'])) == 1
             assert changes[-1] == 3
         with pytest.raises(Unreachable):
-            await backend.run(["a"])
+            await backend.run([b'"a"'])
         assert backend.trouble() is not None
         async with serving(TEI | {"GET /info": INFO | {"max_client_batch_size": 5}}, port=port):
             back_since = loop.time()
@@ -227,7 +227,7 @@ def test_credentials_travel_in_their_header() -> None:
                 server.heads.clear()
                 backend = HttpBackend(url, api_key=key)
                 await until_described(backend)
-                await backend.run(["a"], call)
+                await backend.run([b'"a"'], call)
                 asked = {route: sent.get("authorization") for route, sent in server.heads}
                 assert asked["POST /embed"] == expected
                 assert asked["GET /info"] == ("Bearer secret" if key else expected)
@@ -244,7 +244,7 @@ def test_credentials_that_are_no_header_are_refused() -> None:
             backend = HttpBackend(server.url)
             await until_described(backend)
             with pytest.raises(Exception, match="not a header"):
-                await backend.run(["a"], Call.of("embed", "Bearer a\r\nx: y"))
+                await backend.run([b'"a"'], Call.of("embed", "Bearer a\r\nx: y"))
             await backend.close()
 
     run(main())
@@ -263,9 +263,9 @@ def test_every_operation_reaches_its_own_route() -> None:
         async with serving(TEI | routes) as server:
             backend = HttpBackend(server.url)
             await until_described(backend)
-            ranks = await backend.run(["a", "b"], Call.of("rerank", query="four"))
+            ranks = await backend.run([b'"a"', b'"b"'], Call.of("rerank", query="four"))
             assert [json.loads(bytes(rank))["score"] for rank in ranks] == [4, 4]
-            scores = await backend.run(["a", "b", "c"], Call.of("similarity", source_sentence="s"))
+            scores = await backend.run([b'"a"', b'"b"', b'"c"'], Call.of("similarity", source_sentence="s"))
             assert len(scores) == 3
             asked = [route for route, _ in server.heads if route == "POST /similarity"]
             assert len(asked) == 2  # the source counts as well: 4 in one request would be more than 3
@@ -286,7 +286,7 @@ def test_ipv6() -> None:
         async with serving(TEI, host="::1") as server:
             backend = HttpBackend(server.url)
             await until_described(backend)
-            assert len(await backend.run(["a"])) == 1
+            assert len(await backend.run([b'"a"'])) == 1
             await backend.close()
 
     run(main())
@@ -317,14 +317,14 @@ def test_https_with_a_certificate_that_is_trusted_and_with_one_that_is_not(
             backend = HttpBackend(f"{server.url}/embed")
             await backend.start(lambda: None)
             for _ in range(3):
-                results = await backend.run(["a" * 100_000, "b"])
+                results = await backend.run([b'"%b"' % (b"a" * 100_000), b'"b"'])
                 assert json.loads(bytes(results[1])) == vector("b")
             await backend.close()
             monkeypatch.delenv("SSL_CERT_FILE")
             backend = HttpBackend(f"{server.url}/embed")
             await backend.start(lambda: None)
             with pytest.raises(Unreachable, match="certificate"):
-                await backend.run(["a"])
+                await backend.run([b'"a"'])
             await backend.close()
 
     run(main())
@@ -344,14 +344,14 @@ def test_a_proxy_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
                 backend = HttpBackend(url)
                 await until_described(backend)
                 assert backend.capacity.batch_size == 3
-                assert len(await backend.run(["a"])) == 1
+                assert len(await backend.run([b'"a"'])) == 1
                 assert any(route.startswith("POST") for route, _ in asked.heads)
                 await backend.close()
             proxy.routes = {f"POST {upstream}/embed": 502}
             backend = HttpBackend(f"{upstream}/embed")
             await backend.start(lambda: None)
             with pytest.raises(Unreachable, match="502"):
-                await backend.run(["a"])
+                await backend.run([b'"a"'])
             await backend.close()
 
     run(main())
@@ -365,7 +365,7 @@ def test_an_upstream_that_takes_texts_only_is_said_so() -> None:
             backend = HttpBackend(server.url)
             await until_described(backend)
             with pytest.raises(Exception, match="it speaks openai, which can: embed") as caught:
-                await backend.run(["a"], Call.of("rerank", query="q"))
+                await backend.run([b'"a"'], Call.of("rerank", query="q"))
             assert not isinstance(caught.value, BackendError)
             await backend.close()
 

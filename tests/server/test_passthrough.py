@@ -192,11 +192,14 @@ def test_an_upstream_that_is_not_there_is_503_in_the_envelope(tmp_path: Path) ->
         assert reply.json()["error"]["message"] == "no upstream can be reached"
 
 
-def test_a_local_model_forwards_nothing(model_server: RunningServer) -> None:
-    """There is nobody to forward to."""
-    reply = model_server.client.get("/anything")
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/embed/", "/embed/x", "//embed"])
+def test_a_local_model_forwards_nothing(model_server: RunningServer, path: str) -> None:
+    """There is nobody to forward to: 404 in the envelope, which lists the routes there are."""
+    reply = model_server.client.request("POST", model_server.url + path, content=b"{}")
     assert reply.status_code == 404
-    assert "there is no route /anything" in reply.json()["error"]["message"]
+    assert reply.json()["error"]["code"] == 404
+    assert f"there is no route {path}" in reply.json()["error"]["message"]
+    assert "/embed" in reply.json()["error"]["detail"]
 
 
 def test_several_upstreams_share_the_work_and_one_may_be_down(tmp_path: Path, upstream: Upstream) -> None:

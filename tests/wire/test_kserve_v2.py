@@ -34,7 +34,7 @@ def reply(
 def test_texts_become_a_tensor_of_bytes() -> None:
     """Its shape says how many there are."""
     assert exchange().path == "/v2/models/m/infer"
-    assert json.loads(exchange().encode(["a", b'"b"'])) == {
+    assert json.loads(exchange().encode([b'"a"', b'"b"'])) == {
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}]
     }
 
@@ -45,7 +45,7 @@ def test_a_model_says_how_its_input_is_called_and_shaped() -> None:
         {"name":"TEXT","datatype":"BYTES","shape":[-1,1]}],"outputs":[]}"""
     description = kserve_v2.describe("m", metadata, b'{"max_batch_size":8}')
     assert description.capacity == Capacity(batch_size=8)
-    (tensor,) = json.loads(description.dialect.exchange(EMBED).encode(["a", "b"]))["inputs"]
+    (tensor,) = json.loads(description.dialect.exchange(EMBED).encode([b'"a"', b'"b"']))["inputs"]
     assert (tensor["name"], tensor["shape"]) == ("TEXT", [2, 1])
     assert kserve_v2.describe("m", metadata, b"{}").capacity == Capacity()
     with pytest.raises(BackendError, match="takes no texts"):

@@ -19,7 +19,7 @@ from carpool.errors import BackendError, BadInput
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
 from carpool.wire.slices import Body, cut_strictly, decode_reply
-from carpool.wire.upstream import Description, Dialect, Exchange, Item, cannot, join, parameters_of
+from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
 ABOUT = "/v2"  # where the server describes itself
 
@@ -92,12 +92,11 @@ def _exchange(path: str, name: str, rank: int, call: Call) -> Exchange:
     parameters_of(call, (), {"model": None})
     before = b'{"inputs":[{"name":' + msgspec.json.encode(name) + b',"datatype":"BYTES","shape":'
 
-    def encode(items: Sequence[Item]) -> bytes:
-        texts = join(items)
-        if any(bytes(item[:1]) == b"[" for item in items if not isinstance(item, str)):
+    def encode(items: Sequence[bytes]) -> bytes:
+        if any(item[:1] == b"[" for item in items):
             raise BadInput("the upstream takes texts, not token ids", "it speaks kserve_v2")
         shape = [len(items), *[1] * (rank - 1)]
-        return b"".join((before, msgspec.json.encode(shape), b',"data":[', texts, b"]}]}"))
+        return b"".join((before, msgspec.json.encode(shape), b',"data":[', b",".join(items), b"]}]}"))
 
     return Exchange(path, encode, _decode)
 

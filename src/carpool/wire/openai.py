@@ -15,7 +15,7 @@ from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
 from carpool.wire.slices import Body, check_count, decode_reply, is_flat
-from carpool.wire.upstream import Description, Dialect, Exchange, Item, cannot, join, parameters_of
+from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
 ABOUT = "/v1/models"  # where it describes itself
 
@@ -53,8 +53,8 @@ def _exchange(model: str, call: Call) -> Exchange:
     rest = msgspec.json.encode(named | parameters_of(call, ("dimensions", "model"), _AS_EVER))[1:]
     after = (b"]" if rest == b"}" else b"],") + rest
 
-    def encode(items: Sequence[Item]) -> bytes:
-        return b"".join((b'{"input":[', join(items), after))
+    def encode(items: Sequence[bytes]) -> bytes:
+        return b"".join((b'{"input":[', b",".join(items), after))
 
     return Exchange(_MAIN, encode, _decode)
 

@@ -12,7 +12,7 @@ from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call, Operation
 from carpool.wire.slices import Body, check_count, cut_strictly, cut_vectors, decode_reply
-from carpool.wire.upstream import Description, Dialect, Exchange, Item, cannot, join, parameters_of
+from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
 _TRUNCATION = ("truncate", "truncation_direction")
 _TEXTS = (*_TRUNCATION, "prompt_name")
@@ -25,7 +25,7 @@ class _Route(NamedTuple):
     takes: tuple[str, ...]
     wrap: Callable[[dict[str, Any]], tuple[bytes, bytes]]
     decode: Callable[[Body, int], list[EncodedJson]]
-    join: Callable[[Sequence[Item]], bytes] = join
+    join: Callable[[Sequence[bytes]], bytes] = b",".join
     extra: int = 0
 
 
@@ -36,7 +36,7 @@ def _exchange(call: Call) -> Exchange:
         raise cannot(call, "tei", _ROUTES)
     before, after = route.wrap(parameters_of(call, route.takes, {"model": None}))
 
-    def encode(items: Sequence[Item]) -> bytes:
+    def encode(items: Sequence[bytes]) -> bytes:
         return b"".join((before, route.join(items), after))
 
     return Exchange(route.path, encode, route.decode, route.extra)
@@ -62,12 +62,9 @@ def _around(field: str, parameters: dict[str, Any]) -> tuple[bytes, bytes]:
     return f'{{"{field}":['.encode(), (b"]" if rest == b"}" else b"],") + rest
 
 
-def _join_pairs(items: Sequence[Item]) -> bytes:
+def _join_pairs(items: Sequence[bytes]) -> bytes:
     """For `/predict`, where a bare list of two texts is one pair: each item in a list of its own."""
-    return b",".join(
-        item if item[:1] == b"[" else b"[" + item + b"]"
-        for item in (msgspec.json.encode(item) if isinstance(item, str) else bytes(item) for item in items)
-    )
+    return b",".join([item if item[:1] == b"[" else b"[" + item + b"]" for item in items])
 
 
 class _Rank(msgspec.Struct):

@@ -29,8 +29,6 @@ from carpool.wire.slices import Body
 
 UpstreamName = Literal["auto", "tei", "openai", "kserve_v2"]
 
-Item = bytes | memoryview | str  # JSON already, or a text that is yet to become JSON
-
 _REFUSAL = msgspec.json.Decoder(dict[str, Any])
 _QUOTED = 200  # characters of an upstream's own words in our error: enough to tell, too few to flood a log
 
@@ -50,7 +48,7 @@ class Exchange:
     """
 
     path: str
-    encode: Callable[[Sequence[Item]], bytes]
+    encode: Callable[[Sequence[bytes]], bytes]
     decode: Callable[[Body, int], list[EncodedJson]]
     extra: int = 0
 
@@ -74,14 +72,6 @@ class Description(msgspec.Struct, frozen=True):
     dialect: Dialect
     capacity: Capacity = Capacity()
     model: str = ""
-
-
-def join(items: Sequence[Item]) -> bytes:
-    """The items as the inside of a JSON array."""
-    try:
-        return b",".join(items)  # type: ignore[arg-type]  # if one is a text, this raises
-    except TypeError:
-        return b",".join(msgspec.json.encode(item) if isinstance(item, str) else item for item in items)
 
 
 def parameters_of(call: Call, taken: Iterable[str], ignored: Mapping[str, Any] = {}) -> dict[str, Any]:

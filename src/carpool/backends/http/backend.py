@@ -28,7 +28,6 @@ from carpool.wire.call import EMBED, Call
 from carpool.wire.upstream import (
     Description,
     Exchange,
-    Item,
     UpstreamName,
     decode_refusal,
     named_limit,
@@ -39,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _TROUBLED_SECONDS = 0.5  # between two looks at an upstream that is in trouble
 _WELL_SECONDS = 10.0  # and at one that was well and has nothing to do
+_LONGEST_RETRY_AFTER = 86_400  # seconds: who says more does not know
 _LARGEST_REPLY = 256 * 1024**2  # bytes: 1000 vectors of 4096 numbers are a fifth of that
 _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query makes a kind of its own
 
@@ -56,7 +56,7 @@ class HttpBackend:
     `upstream` names its dialect, or leaves that to its URL and to what it says of itself. `model` is the one to
     ask for where it has several. `api_key` is sent as a bearer token. `timeout` (seconds) bounds a call.
 
-    Items are JSON, or texts that become JSON; a group is a `Call`, or `None` for plain embeddings. Results are
+    Items are JSON; a group is a `Call`, or `None` for plain embeddings. Results are
     the upstream's own bytes.
     """
 
@@ -104,7 +104,7 @@ class HttpBackend:
         self._questions = Questions(self.target, self._headers)
         self._watching = asyncio.create_task(self._watch())
 
-    async def run(self, items: Sequence[Item], group: Hashable = None) -> Sequence[EncodedJson]:
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[EncodedJson]:
         """Send the items as one request; in pieces where the upstream takes fewer at once."""
         if self._pool is None:
             raise BackendError("the upstream client is not started", "call start() first")
@@ -134,7 +134,7 @@ class HttpBackend:
         """Why the upstream cannot be reached or cannot serve, since it was last looked at."""
         return self._trouble
 
-    async def _within_time(self, prepared: Prepared, items: Sequence[Item]) -> Sequence[EncodedJson]:
+    async def _within_time(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         if self._timeout is None:
             return await self._exchange(prepared, items)
         try:
@@ -144,7 +144,7 @@ class HttpBackend:
             limit = f"POST {self.target} may take {self._timeout:g} s"
             raise BackendError("the upstream did not answer in time", limit) from None
 
-    async def _exchange(self, prepared: Prepared, items: Sequence[Item]) -> Sequence[EncodedJson]:
+    async def _exchange(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         body = prepared.exchange.encode(items)
         self._in_flight += 1
         try:
@@ -207,7 +207,10 @@ class HttpBackend:
             return
         if trouble is None:
             known = self.description.dialect.name, self.description.model
-            logger.info("the upstream answers", extra={"url": str(self.target), "upstream": " ".join(known)})
+            logger.info(
+                "the upstream answers",
+                extra={"url": str(self.target), "upstream": " ".join(filter(None, known))},
+            )
         elif before is None:
             logger.warning("the upstream is in trouble", extra={"url": str(self.target), "reason": trouble})
         self._on_change()
@@ -219,7 +222,10 @@ class HttpBackend:
             was_silent = not self._was_heard and not self._in_flight
             if self._look_now.is_set() or self._trouble is not None or not self._is_described or was_silent:
                 self._look_now.clear()
-                await self._look()
+                try:
+                    await self._look()
+                except Exception:  # whatever it is, the next look may tell
+                    logger.exception("the upstream cannot be looked at")
             self._was_heard = False
             self._has_looked.set()
             await asyncio.sleep(_TROUBLED_SECONDS)
@@ -246,13 +252,16 @@ class HttpBackend:
 
 def _seconds(retry_after: str | None) -> int | None:
     """What a `Retry-After` says, in seconds from now; it is a number or a date."""
-    if retry_after is None or retry_after.strip().isdecimal():
-        return None if retry_after is None else int(retry_after)
+    if retry_after is None:
+        return None
     try:
-        moment = parsedate_to_datetime(retry_after)
+        if retry_after.isdecimal():
+            seconds = int(retry_after)
+        else:
+            seconds = ceil(parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return None
-    return max(0, ceil(moment.timestamp() - time.time()))
+    return min(max(0, seconds), _LONGEST_RETRY_AFTER)
 
 
 def _headers(authorization: str) -> dict[str, str]:
