@@ -199,6 +199,87 @@ def test_a_request_that_is_half_sent_when_the_server_stops(new_loop: Callable[[]
     run(main(), new_loop)
 
 
+@LOOPS
+def test_a_client_that_does_not_read_and_asks_one_by_one_pins_no_more(new_loop: Callable[[], Any]) -> None:
+    """Also with a head that is known."""
+    padding = 20_000
+
+    async def main() -> None:
+        async with lane(Echo(padding)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**16)
+            await turns_until(lambda: bool(server.connections))
+            (connection,) = server.connections
+            sent = 0
+            while not connection.flow.read_paused:
+                connection.data_received(post(text("word")))
+                sent += 1
+                await turns_until(lambda: server.service.is_idle)
+            assert connection.transport.get_write_buffer_size() <= 65536 + padding + 1000
+            for _ in range(sent):
+                assert (await read_reply(reader))[0] == 200
+            writer.close()
+
+    run(main(), new_loop)
+
+
+@LOOPS
+def test_a_reply_may_take_longer_than_a_connection_may_be_idle(new_loop: Callable[[], Any]) -> None:
+    """The timer of an earlier reply does not end the request that came before it rang."""
+
+    async def main() -> None:
+        async with lane(Echo(), keep_alive=0.1) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for _ in range(2):
+                writer.write(post(text("word")))
+                assert (await read_reply(reader))[0] == 200
+            server.backend.gate.clear()
+            writer.write(post(text("word")))
+            await asyncio.sleep(0.3)
+            server.backend.gate.set()
+            assert (await read_reply(reader))[0] == 200
+            writer.close()
+
+    run(main(), new_loop)
+
+
+KNOWN = post(text("word"))
+TOO_LARGE = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("segments", "statuses"),
+    [
+        # A part of a head, as long as the body before it and three bytes: what `find` says when it finds nothing.
+        ((KNOWN, KNOWN[:19], KNOWN[19:], b"POS" + b"x" * 16), [200, 200]),
+        ((b"\r\n\r\n" + KNOWN, b"\r\n\r\n" + text("word")), [200, 400]),
+        # The body of a request that is refused already, which looks like requests.
+        (
+            (KNOWN, TOO_LARGE, *([KNOWN] * (100_000 // len(KNOWN))), b"x" * (100_000 % len(KNOWN)), KNOWN),
+            [200, 413, 200],
+        ),
+        ((KNOWN, post_chunked(KNOWN)[:-5], b"0\r\n\r\n", KNOWN), [200, 400, 200]),
+    ],
+)
+def test_what_is_known_by_its_bytes_is_a_head_where_one_can_stand(
+    segments: tuple[bytes, ...], statuses: list[int]
+) -> None:
+    """And nothing else: not the part of one, not what is within a body."""
+
+    async def main() -> None:
+        async with lane(Echo()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await turns_until(lambda: bool(server.connections))
+            (connection,) = server.connections
+            for segment in segments:
+                connection.data_received(segment)
+                await turns_until(lambda: server.service.is_idle)
+            assert [(await read_reply(reader))[0] for _ in statuses] == statuses
+            assert server.backend.run_items == statuses.count(200)
+            writer.close()
+
+    run(main())
+
+
 def test_heads_are_forgotten_before_they_fill_the_memory() -> None:
     """However many different ones there are; and long ones are not kept at all."""
 
@@ -209,7 +290,7 @@ def test_heads_are_forgotten_before_they_fill_the_memory() -> None:
                 writer.write(post(text("word"), f"x-trace: {number}"))
                 assert (await read_reply(reader))[0] == 200
             (connection,) = server.connections
-            assert 0 < len(connection.lane.heads) <= 2048
+            assert len(connection.lane.heads) == 3000 - 2048
             writer.write(post(text("word"), "x-trace: " + "x" * 5000))
             assert (await read_reply(reader))[0] == 200
             assert max(map(len, connection.lane.heads)) < 2500
