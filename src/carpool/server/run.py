@@ -70,8 +70,8 @@ def listen(host: str, port: int) -> socket.socket:
 def _collect_less_garbage() -> None:
     """Leave out of each search for garbage what has been loaded by now, and search less often.
 
-    Requests and batches are freed by their reference counts; what the searches cost, 10 % of the CPU of a small
-    request, is nearly all for nothing.
+    Requests and batches are freed by their reference counts; what the searches cost, 7 to 10 % of the CPU of a
+    small request, is nearly all for nothing.
     """
     gc.collect()
     gc.freeze()
