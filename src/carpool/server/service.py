@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from carpool.backends.base import Backend
 from carpool.core.request import Request
@@ -18,7 +19,7 @@ from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
 from carpool.wire import native
-from carpool.wire.base import JSON, Ask, Encode, EncodedJson, Reply, Route
+from carpool.wire.base import JSON, Encode, EncodedJson, Reply, Route
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
@@ -134,47 +135,43 @@ class Service:
 
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
+        model = self.models[0]
         try:
             if self._stopping:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
-            return self._enqueue(route, terms, route.decode(body), on_reply)
+            ask = route.decode(body)
+            items = ask.items
+            request = Request(
+                items,
+                partial(_deliver, route, ask.encode or route.encode, on_reply),
+                costs=None if model.cost is None else [model.cost(item) for item in items],
+                tenant=terms.tenant,
+                weight=terms.weight,
+                timeout=terms.timeout,
+                key=items if model.dedupe else None,
+                group=ask.group,
+            )
+            model.batcher.enqueue(request)
         except Exception as error:
             on_reply(_refusal(route, error))
             return None
+        return request
 
     def cancel(self, request: Request) -> None:
         """Give up on a request: its caller has gone. Harmless when it has ended."""
         self.models[0].batcher.cancel(request)
 
-    def _enqueue(self, route: Route, terms: Terms, ask: Ask, on_reply: Callable[[Reply], None]) -> Request:
-        items, group, encode = ask
-        model = self.models[0]
 
-        def deliver(request: Request) -> None:
-            on_reply(_reply(route, encode or route.encode, request))
-
-        request = Request(
-            items,
-            deliver,
-            costs=None if model.cost is None else [model.cost(item) for item in items],
-            tenant=terms.tenant,
-            weight=terms.weight,
-            timeout=terms.timeout,
-            key=(group, *items) if model.dedupe else None,
-            group=group,
-        )
-        model.batcher.enqueue(request)
-        return request
-
-
-def _reply(route: Route, encode: Encode, request: Request) -> Reply:
-    """The reply to a request that has ended."""
+def _deliver(route: Route, encode: Encode, on_reply: Callable[[Reply], None], request: Request) -> None:
+    """Reply to a request that has ended."""
     if request.error is not None:
-        return _refusal(route, request.error)
-    try:
-        return Reply(200, encode(request.results, time.monotonic() - request.arrived))
-    except Exception as error:
-        return _refusal(route, error)
+        reply = _refusal(route, request.error)
+    else:
+        try:
+            reply = Reply(200, encode(request.results, time.monotonic() - request.arrived))
+        except Exception as error:
+            reply = _refusal(route, error)
+    on_reply(reply)
 
 
 def _refusal(route: Route, error: BaseException) -> Reply:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ Encode = Callable[[Sequence[EncodedJson], float], Sequence[EncodedJson]]
 _TEXT = msgspec.json.Decoder(str)
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """An HTTP response before any server has seen it.
 
     `pieces` make its body, in order: it is joined once, by whoever sends it.
@@ -39,7 +39,7 @@ class Reply(NamedTuple):
         return b"".join(self.pieces)
 
 
-class Ask(NamedTuple):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for: `items` to run, each the JSON that the caller wrote.
 
     Only items of the same `group` travel together: it holds whatever must be equal within a batch. `encode`
@@ -85,8 +85,8 @@ class TextField:
         self._text = msgspec.json.Decoder(msgspec.defstruct("Body", [(field, str)]))
         self._slice = msgspec.json.Decoder(msgspec.defstruct("Body", [(field, msgspec.Raw)]))
 
-    def read(self, body: bytes) -> bytes:
-        """The text as a JSON string. Raises `BadInput`."""
+    def ask(self, body: bytes) -> Ask:
+        """What a body asks for: the one text, as a JSON string. Raises `BadInput`."""
         # What nearly every body is, in half the time: nothing but the field, so that all between the opening
         # and the brace is one JSON string or the body is something else.
         if body.startswith(self._opening) and body.endswith(b"}"):
@@ -96,15 +96,16 @@ class TextField:
             except ValueError:  # of which all that msgspec raises are
                 pass
             else:
-                self._check(text)
-                return item.strip()
-        self._check(getattr(decode_json(self._text, body, self._expected), self._field))
-        return bytes(getattr(self._slice.decode(body), self._field))
+                if text and not text.isspace():
+                    return Ask((item.strip(),))
+        return Ask((self._read(body),))
 
-    def _check(self, text: str) -> None:
+    def _read(self, body: bytes) -> bytes:
+        text = getattr(decode_json(self._text, body, self._expected), self._field)
         # A blank text fails many a model, and with it its whole batch.
         if not text or text.isspace():
             raise BadInput(f"`{self._field}` is empty", "expected a text with at least one visible character")
+        return bytes(getattr(self._slice.decode(body), self._field))
 
 
 def decode_json(decoder: msgspec.json.Decoder[Value], body: bytes, expected: str) -> Value:

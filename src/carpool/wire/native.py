@@ -8,14 +8,9 @@ from typing import Any
 import msgspec
 
 from carpool.errors import CarpoolError
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, TextField, error_headers
+from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers
 
-_INPUT = TextField("input")
-
-
-def decode_embed(body: bytes) -> Ask:
-    """The text of a `POST /embed`."""
-    return Ask((_INPUT.read(body),))
+decode_embed = TextField("input").ask
 
 
 def encode_embedding(vectors: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:

@@ -9,14 +9,9 @@ from uuid import uuid4
 import msgspec
 
 from carpool.errors import BackendError, BadInput, CarpoolError, Overloaded, TimedOut
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, TextField, error_headers
+from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers
 
-_DATA = TextField("data")  # the models served so far take a text
-
-
-def decode_predict(body: bytes) -> Ask:
-    """The data of a `POST /predict`."""
-    return Ask((_DATA.read(body),))
+decode_predict = TextField("data").ask  # the models served so far take a text
 
 
 def encode_prediction(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:

@@ -1,0 +1,104 @@
+"""The fast lane in this process, over a backend that answers at once with what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from carpool.core.policy import BatchPolicy
+from carpool.core.replica import Capacity
+from carpool.observe.metrics import Metrics
+from carpool.runtime.batcher import Batcher
+from carpool.server.app import BATCHED_ROUTES, create_app
+from carpool.server.fast_lane import FastLaneProtocol, fast_lane
+from carpool.server.service import BodyLimits, ServedModel, Service
+
+
+class Echo:
+    """Answers each text with an array of it, and of `padding` more bytes; `run_items` counts what was run."""
+
+    def __init__(self, padding: int = 0) -> None:
+        self.capacity = Capacity()
+        self.run_items = 0
+        self.gate = asyncio.Event()  # closed, it keeps every batch waiting
+        self.gate.set()
+        self._tail = b',"' + b"x" * padding + b'"]' if padding else b"]"
+
+    async def start(self, on_change: Any) -> None:
+        """Always ready."""
+
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[memoryview]:
+        """All the answers in one buffer, of which each caller gets a slice."""
+        self.run_items += len(items)
+        await self.gate.wait()
+        assert isinstance(json.loads(b"[" + b",".join(items) + b"]"), list)
+        answers = [b"[" + item + self._tail for item in items]
+        whole, slices, start = memoryview(b"".join(answers)), [], 0
+        for answer in answers:
+            slices.append(whole[start : start + len(answer)])
+            start += len(answer)
+        return slices
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def trouble(self) -> str | None:
+        """Never."""
+        return None
+
+
+@dataclass
+class Lane:
+    """A server in this process. `connections` are uvicorn's, of this server alone."""
+
+    port: int
+    service: Service
+    backend: Echo
+    state: ServerState
+
+    @property
+    def connections(self) -> set[FastLaneProtocol]:
+        """Those that are open."""
+        return {each for each in self.state.connections if isinstance(each, FastLaneProtocol)}
+
+
+@asynccontextmanager
+async def lane(backend: Echo, limit: int = 1000, keep_alive: float = 75.0) -> AsyncIterator[Lane]:
+    """Serve on a free port, until the end of the block."""
+    metrics = Metrics()
+    batcher: Batcher[bytes, Any] = Batcher(backend, BatchPolicy(), name="default", observers=(metrics,))
+    metrics.watch("default", batcher.statistics)
+    model = ServedModel("default", "echo", batcher, [backend])
+    service = Service([model], metrics, BodyLimits(text=limit, data=limit))
+    await service.start()
+    config = uvicorn.Config(
+        create_app(service),
+        http=fast_lane(service, BATCHED_ROUTES),
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # a test cannot wait for whole seconds
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+
+    def connection() -> asyncio.Protocol:
+        make: Any = config.http_protocol_class
+        protocol: asyncio.Protocol = make(config=config, server_state=state, app_state={}, _loop=loop)
+        return protocol
+
+    server = await loop.create_server(connection, "127.0.0.1", 0)
+    try:
+        yield Lane(server.sockets[0].getsockname()[1], service, backend, state)
+    finally:
+        server.close()
+        for each in list(state.connections):
+            each.transport.abort()
+        await service.close()
