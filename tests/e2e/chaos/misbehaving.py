@@ -1,8 +1,8 @@
 """An inference server that misbehaves when it is told to, as a program of its own, so that it can be killed.
 
 It speaks TEI's `POST /embed`, with vectors that only their texts have, and answers `/health` and `/info`. Each
-line on its standard input names how it treats batches from now on; it answers with a line that says how many it
-has treated in the way before. It knows nothing of who sends the batches.
+line on its standard input names the ways to treat batches from now on, one of which is drawn for every batch;
+it answers with a line that says how many it has treated in the ways before. It knows nothing of who sends them.
 
     python -m tests.e2e.chaos.misbehaving PORT
 """
@@ -131,25 +131,18 @@ async def flap(texts: Sequence[str], to: StreamWriter) -> None:
     await (well if int(time.monotonic() / FLAP_SECONDS) % 2 else reset)(texts, to)
 
 
-async def anything(texts: Sequence[str], to: StreamWriter) -> None:
-    """Any of the others, at random for every batch."""
-    await random.choice([well, *MISBEHAVIOURS])(texts, to)
-
-
-Behaviour = Callable[[Sequence[str], StreamWriter], Awaitable[None]]
-MISBEHAVIOURS: tuple[Behaviour, ...] = (
-    *(hang, drip, reset, close, garbage, noise, truncate, miscount, late, twice, fail, refuse, flap),
+Way = Callable[[Sequence[str], StreamWriter], Awaitable[None]]
+ALL: tuple[Way, ...] = (
+    *(well, hang, drip, late, reset, close, flap, garbage, noise, truncate, miscount, twice, fail, refuse),
 )
-BEHAVIOURS: dict[str, Behaviour] = {
-    behaviour.__name__: behaviour for behaviour in (well, *MISBEHAVIOURS, anything)
-}
+WAYS = {way.__name__: way for way in ALL}
 
 
 class Server:
-    """One behaviour at a time, for every connection."""
+    """The same ways for every connection."""
 
     def __init__(self) -> None:
-        self._behaviour: Behaviour = well
+        self._ways: list[Way] = [well]
         self._treated = 0
         self._line = b""
 
@@ -167,8 +160,9 @@ class Server:
             ended.set()
         *lines, self._line = (self._line + read).split(b"\n")
         for line in lines:
-            self._behaviour, treated, self._treated = BEHAVIOURS[line.decode()], self._treated, 0
-            tell(treated)
+            self._ways = [WAYS[name] for name in line.decode().split()]
+            tell(self._treated)
+            self._treated = 0
 
     async def _converse(self, reader: StreamReader, writer: StreamWriter) -> None:
         """One connection: a request at a time."""
@@ -183,15 +177,15 @@ class Server:
 
     async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
         method, path, body = await read_request(reader)
+        way = random.choice(self._ways)
         if method == "GET":
-            if self._behaviour in (hang, drip):  # then all of it does
+            if way in (hang, drip):  # then all of it does
                 await hang((), writer)
             writer.write(reply(json.dumps(INFO).encode()) if path in ("/info", "/health") else NOT_FOUND)
             return
-        behaviour = self._behaviour
         self._treated += 1
         await asyncio.sleep(BATCH_SECONDS)
-        await behaviour(json.loads(body)["inputs"], writer)
+        await way(json.loads(body)["inputs"], writer)
 
 
 NOT_FOUND = reply(b"{}", "404 Not Found")

@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from tests.e2e.chaos.callers import Callers, Record, vanish_again_and_again
+from tests.e2e.chaos.misbehaving import WAYS
 from tests.e2e.chaos.world import SEVERAL, World, run_world
 
 CALLERS = 200
 VANISHING = 20
 REQUESTS = int(os.environ.get("CARPOOL_CHAOS_REQUESTS", "0"))
 START_SECONDS = 10.0
-TROUBLE_SECONDS = 0.2  # a dozen batches of each upstream
+TROUBLE_SECONDS = 0.4
 RECOVERY_SECONDS = 2.0
 CALM_SECONDS = 0.2  # after everybody was served again, in which nobody may fail
 LOOK_SECONDS = 0.02
@@ -31,14 +32,13 @@ Trouble = Callable[[World], Awaitable[None]]
 
 
 def misbehaving(*ways: str) -> Trouble:
-    """One upstream, or two of three, treat batches in these ways, one after the other; then they are well."""
+    """One upstream, or two of three, treat every batch in one of these ways for a while; then they are well."""
 
     async def trouble(world: World) -> None:
-        treated = 0
-        for how in [*ways, "well"]:
-            treated += sum([upstream.behave(how) for upstream in world.victims])
-            await asyncio.sleep(TROUBLE_SECONDS if how != "well" else 0)
-        assert treated, "the trouble has met no batch"
+        for upstream in world.victims:
+            upstream.behave(*ways)
+        await asyncio.sleep(TROUBLE_SECONDS)
+        assert sum([upstream.behave("well") for upstream in world.victims]), "the trouble has met no batch"
 
     return trouble
 
@@ -70,10 +70,11 @@ async def vanishing(world: World) -> None:
 
 TROUBLES: dict[str, Trouble] = {
     "slow": misbehaving("hang", "drip", "late"),
-    "broken connections": misbehaving("reset", "close", "flap"),
+    "broken connections": misbehaving("reset", "close"),
+    "flapping": misbehaving("flap"),
     "wrong bytes": misbehaving("garbage", "noise", "truncate", "miscount", "twice"),
     "honest errors": misbehaving("fail", "refuse"),
-    "anything": misbehaving("anything"),
+    "anything": misbehaving(*WAYS),
     "killed": killing,
     "restarting": restarting,
     "clients vanish": vanishing,

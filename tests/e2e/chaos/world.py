@@ -51,10 +51,10 @@ class Misbehaving:
         self.kill()
         await asyncio.to_thread(self.start)
 
-    def behave(self, how: str) -> int:
-        """Misbehave from now on; how many batches were treated in the way before."""
+    def behave(self, *ways: str) -> int:
+        """Treat every batch from now on in one of these ways; how many were treated in the ways before."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{how}\n".encode())
+        self._process.stdin.write(f"{' '.join(ways)}\n".encode())
         self._process.stdin.flush()
         return self._read_number()
 
