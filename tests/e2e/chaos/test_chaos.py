@@ -23,7 +23,7 @@ CALLERS = 200
 VANISHING = 20
 REQUESTS = int(os.environ.get("CARPOOL_CHAOS_REQUESTS", "0"))
 START_SECONDS = 10.0
-TROUBLE_SECONDS = 0.4
+TROUBLE_SECONDS = 0.3
 RECOVERY_SECONDS = 2.0
 CALM_SECONDS = 0.2  # after everybody was served again, in which nobody may fail
 LOOK_SECONDS = 0.02
@@ -79,7 +79,8 @@ TROUBLES: dict[str, Trouble] = {
     "restarting": restarting,
     "clients vanish": vanishing,
 }
-SCENARIOS = len(TROUBLES) * (2 if SEVERAL else 1)
+ALIKE = ("flapping", "honest errors", "clients vanish")  # whether there is one upstream or three
+SCENARIOS = len(TROUBLES) + (len(TROUBLES) - len(ALIKE) if SEVERAL else 0)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one upstream", "two of three"])
@@ -123,6 +124,8 @@ async def served_since(record: Record, moment: float, seconds: float) -> None:
 @pytest.mark.parametrize("name", TROUBLES)
 def test_everybody_gets_their_own_answer_or_a_clear_error(world: World, name: str) -> None:
     """And in time; two seconds after the trouble all is as if it had never been."""
+    if len(world.upstreams) > 1 and name in ALIKE:
+        pytest.skip("the same with one upstream")
     record = run(world, name, TROUBLES[name])
     assert record.statuses[200]
     if name == "clients vanish":
