@@ -1,0 +1,1 @@
+"""Upstreams that die, hang and lie; clients that vanish. Everyone else gets their answer or a clear error."""
