@@ -98,7 +98,9 @@ class Metrics(Collector):
 
     def observe(self, fact: Fact) -> None:
         """Count one fact."""
-        model = self._models.setdefault(fact.model, ModelMetrics())
+        model = self._models.get(fact.model)
+        if model is None:
+            model = self._models[fact.model] = ModelMetrics()
         match fact:
             case BatchLeft():
                 model.batches[fact.reason] += 1
