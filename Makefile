@@ -45,7 +45,7 @@ test-compiled: compiled  ## Run the tests of what is compiled against the compil
 	@$(PYTHON) -m pip --python build/compiled/bin/python install -qq --disable-pip-version-check \
 		dist/carpool-*-cp*.whl httpx hypothesis pytest
 	@env -u PYTHONPATH build/compiled/bin/python -c 'import carpool.core.scheduler as s; assert s.__file__[-3:] != ".py", s'
-	@env -u PYTHONPATH build/compiled/bin/python -m pytest tests/core tests/runtime
+	@env -u PYTHONPATH build/compiled/bin/python -m pytest tests/core tests/runtime tests/wire
 
 clean:          ## Remove the virtual environment and the caches
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
