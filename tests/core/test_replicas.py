@@ -43,7 +43,7 @@ def learn_speeds(scheduler: Scheduler, speeds: Sequence[float]) -> float:
             submit(scheduler, now, "lesson")
         for batch in take_all(scheduler, now):
             scheduler.complete(now + speeds[batch.replica], batch, echo(batch))
-        now += 10.0
+        now += 1.0
     scheduler.collect_ended()
     return now
 
@@ -96,6 +96,30 @@ def test_with_a_full_batch_waiting_the_slow_one_helps() -> None:
     for item in range(8):
         submit(scheduler, now, item)
     assert [batch.replica for batch in take_all(scheduler, now)] == [1, 0]
+
+
+def test_one_that_was_slow_is_tried_again() -> None:
+    """It got nothing for a while, and what made it slow may be over."""
+    scheduler = two()
+    now = learn_speeds(scheduler, [0.5, 0.01])
+    went = []
+    for _ in range(40):
+        now += 0.1
+        submit(scheduler, now, "a")
+        batch = must_take(scheduler, now)
+        went.append(batch.replica)
+        now += 0.5 if batch.replica == 0 else 0.01
+        scheduler.complete(now, batch, ["a"])
+    assert 1 <= went.count(0) <= 4
+
+
+def test_equal_replicas_share_the_load() -> None:
+    """With many slots each, the one with less in flight is next."""
+    scheduler = two(size=1, slots=10)
+    now = learn_speeds(scheduler, [0.01, 0.011])
+    for item in range(10):
+        submit(scheduler, now, item)
+    assert Counter(batch.replica for batch in take_all(scheduler, now)) == {0: 5, 1: 5}
 
 
 def test_what_a_replica_takes_is_never_exceeded() -> None:

@@ -14,6 +14,7 @@ from carpool.core.policy import BatchPolicy
 from carpool.core.replica import Capacity, Replica
 
 _EARLY = 0.001  # seconds: timers are no finer, so less than that is now
+_FORGOTTEN = 2.0  # seconds without a batch after which what is known of a replica's speed may be history
 _HEADROOM = 1.2  # over the batch size that the load needs, where an objective asks for small batches
 
 
@@ -128,22 +129,26 @@ class Pool:
         return next((replica for replica in others if replica.is_free(now)), None)
 
     def _soonest(self, now: float, waiting: int, cost: float) -> Replica | None:
-        """The free replica from which a batch would be back first.
+        """The free replica from which a batch would be back first; what is in flight there slows it down.
 
         None is better than a slow one, as long as there is less than a full batch and a busy one that would
-        be back with it even sooner.
+        be back with it even sooner. One that got nothing for a while is tried: it may be faster by now.
         """
         best: Replica | None = None
-        best_at, best_load, busy_at, busy_until = inf, 0, inf, inf
+        best_at, busy_at, busy_until = inf, inf, inf
         for replica in self.replicas:
             if not replica.is_up(now):
                 continue
+            is_free = replica.is_free(now)
+            if is_free and not replica.in_flight and now - replica.sent_at > _FORGOTTEN:
+                return replica
             share = min(1.0, replica.limit(self._size) / max(1, waiting))
             frees_in = replica.frees_in(now)
-            at, load = now + frees_in + replica.curve.predict(cost * share), len(replica.in_flight)
-            if replica.is_free(now):
-                if best is None or (at, load) < (best_at, best_load):
-                    best, best_at, best_load = replica, at, load
+            beside = 0 if replica.device.serial else len(replica.in_flight) - (not is_free)
+            at = now + frees_in + replica.curve.predict(cost * share) * (1 + beside)
+            if is_free:
+                if at < best_at or best is None:
+                    best, best_at = replica, at
             elif at < busy_at and frees_in > _EARLY:  # else it is late, and nobody knows by how much
                 busy_at, busy_until = at, now + frees_in
         if best is not None and busy_at < best_at and waiting < best.limit(self._size):

@@ -44,6 +44,7 @@ class Replica:
         "is_leaving",
         "items",
         "number",
+        "sent_at",
         "slots",
     )
 
@@ -53,6 +54,7 @@ class Replica:
         self.device = Device()
         self.in_flight: dict[int, Batch] = {}
         self.items = 0  # in flight
+        self.sent_at = -inf  # when a batch last left
         self.is_available = True  # as the driver says
         self.is_leaving = False  # once what is in flight there has ended
         self._most_at_once = most_at_once
@@ -125,6 +127,7 @@ class Replica:
         """A batch leaves."""
         self.device.expect(self.last_expected(), (batch,))
         self.in_flight[batch.number] = batch
+        self.sent_at = batch.taken_at
         self.items += len(batch)
         self.breaker.sent()
 
