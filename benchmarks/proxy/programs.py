@@ -154,7 +154,7 @@ def _wait_until_healthy(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            urllib.request.urlopen(url + "/health").close()
+            urllib.request.urlopen(url + "/health", timeout=START_SECONDS).close()
         except OSError:
             if time.monotonic() > deadline:
                 raise

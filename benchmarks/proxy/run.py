@@ -14,7 +14,7 @@ Behind every proxy stands the same synthetic upstream (benchmarks/device.py). Fo
 `--soak` adds a fifth: does the memory stay flat over a million requests?
 
 Rounds alternate between the programs, and medians are compared. Each round waits until the machine is quiet;
-one in which others used more than 0.15 core is run again, three times at most, and the table says how often.
+one in which others used more than 0.15 core is run again, within `--tries`, and the table says how often.
 `--carpool compiled=build/compiled/bin/python` measures another installed carpool beside this one.
 
 It needs Debian's `nginx-light` and `wrk`, and two cores. The table goes to benchmarks/results/proxy.md as well.
@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,7 +56,6 @@ A_MS, C_MS, BATCH_SIZE = 8.0, 0.5, 32  # the main case of the scheduler's simula
 SATURATION = BATCH_SIZE / (A_MS + C_MS * BATCH_SIZE) * 1000  # texts a second of one serial device
 LOADS = (0.1, 0.5, 0.9)
 ENOUGH_DEVICES = 64  # that at 10 % no text meets another
-TRIES = 4  # of a round that others disturb
 WARM_UP_SECONDS = 2.0
 SOAK_GROWTH_MIB = 2.0  # from the middle third of the run to the last: less than 5 bytes a request
 # The bars, by floats a reply: CPU us per request, and as a multiple of nginx's.
@@ -71,6 +72,7 @@ class Plan:
 
     rounds: int
     seconds: float
+    tries: int  # of a round that others disturb
     connections: int
     soak: int  # requests
     carpools: Mapping[str, str]
@@ -83,6 +85,7 @@ class Round:
     load: Load
     usage: Usage
     dropped: int
+    batch_size: float  # the mean
 
     @property
     def counts(self) -> bool:
@@ -142,15 +145,23 @@ class Report:
         self.say(f"- {'PASS' if good else 'FAIL'}: {what}: {value:.2f}{unit}, {side} {bar:g}{unit}")
 
 
-def measure(program: Program, device: Program, load: Callable[[], Load]) -> Round:
+def measure(program: Program, device: Program, load: Callable[[], Load], tries: int) -> Round:
     """Put a load on a program, again if others disturbed it."""
-    for dropped in range(TRIES):
+    for dropped in range(tries):
         wait_for_quiet()
+        count_batches(device)
         meter = Meter(program.processes, device.processes)
-        result = Round(load(), meter.stop(), dropped)
+        result = Round(load(), meter.stop(), dropped, count_batches(device))
         if result.counts:
             break
     return result
+
+
+def count_batches(device: Program) -> float:
+    """The mean size of the batches that the device has run since it was last asked."""
+    with urllib.request.urlopen(device.url + "/statistics") as reply:
+        ran = json.load(reply)
+    return float(ran["items"] / max(1, ran["batches"]))
 
 
 def warm_up(plan: Plan, programs: Sequence[Program]) -> None:
@@ -170,7 +181,7 @@ def alternate(
             def put(program: Program = program, number: int = number) -> Load:
                 return load(program, number)
 
-            rounds[program.name].append(measure(program, device, put))
+            rounds[program.name].append(measure(program, device, put, plan.tries))
     return {name: Rounds(all_of_it) for name, all_of_it in rounds.items()}
 
 
@@ -198,7 +209,7 @@ def measure_cost(plan: Plan, floats: int, report: Report) -> None:
     report.say(f"\n## CPU per request: {floats} floats, {plan.connections} connections, instant upstream\n")
     report.table(
         *("through", "proxy CPU us", "requests/s", "proxy's core busy", "p50 ms", "p99 ms"),
-        *("upstream CPU us", "load CPU us", "failed", "others, cores", "rounds"),
+        *("batch", "upstream CPU us", "load CPU us", "failed", "others, cores", "rounds"),
     )
     for name, of in rounds.items():
         rate, busy = of.median(lambda one: one.load.rate), of.median(lambda one: one.usage.busy)
@@ -206,7 +217,8 @@ def measure_cost(plan: Plan, floats: int, report: Report) -> None:
             of.per_request(cpu) for cpu in (attrgetter("proxy"), attrgetter("upstream"), attrgetter("load"))
         )
         report.say(
-            f"| {name} | {proxy:.1f} | {rate:,.0f} | {busy:.0%} | {of.latencies()} | {upstream:.1f} "
+            f"| {name} | {proxy:.1f} | {rate:,.0f} | {busy:.0%} | {of.latencies()} "
+            f"| {of.median(lambda one: one.batch_size):.1f} | {upstream:.1f} "
             f"| {generator:.1f} | {of.disturbance()} |"
         )
     report.say()
@@ -247,7 +259,7 @@ def measure_capacity(plan: Plan, report: Report) -> None:
         f"does {1000 / (A_MS + C_MS):.0f}, which is less than 10 % of that.\n"
     )
     report.table(
-        *("through", "load", "requests/s", "p50 ms", "p99 ms", "proxy CPU us"),
+        *("through", "load", "requests/s", "p50 ms", "p99 ms", "batch", "proxy CPU us"),
         *("failed", "others, cores", "rounds"),
     )
     for row in rows:
@@ -261,6 +273,7 @@ def row_of(start: str, of: Rounds) -> str:
     """A row of a table of rates and latencies."""
     return (
         f"| {start} | {of.median(lambda one: one.load.rate):,.0f} | {of.latencies()} "
+        f"| {of.median(lambda one: one.batch_size):.1f} "
         f"| {of.per_request(lambda used: used.proxy):.1f} | {of.disturbance()} |"
     )
 
@@ -282,7 +295,7 @@ def measure_added(plan: Plan, report: Report) -> None:
         rounds = alternate(plan, device, programs, load)
     report.say(f"\n## Added latency: {rate:.0f} requests/s, {ENOUGH_DEVICES} devices, so that nothing queues\n")
     report.table(
-        *("through", "load", "requests/s", "p50 ms", "p99 ms", "proxy CPU us"),
+        *("through", "load", "requests/s", "p50 ms", "p99 ms", "batch", "proxy CPU us"),
         *("failed", "others, cores", "rounds"),
     )
     for name, of in rounds.items():
@@ -349,6 +362,7 @@ def read_plan() -> Plan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--tries", type=int, default=4, help="of a round that others disturb")
     parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="one round of two seconds, to see that it works")
     parser.add_argument(
@@ -364,10 +378,10 @@ def read_plan() -> Plan:
     )
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds = 1, 2.0
+        options.rounds, options.seconds, options.tries = 1, 2.0, 2
     others = dict(pair.split("=", 1) for pair in options.carpool)
     carpools = {"carpool": sys.executable} | {name: os.path.abspath(path) for name, path in others.items()}
-    return Plan(options.rounds, options.seconds, options.connections, options.soak, carpools)
+    return Plan(options.rounds, options.seconds, options.tries, options.connections, options.soak, carpools)
 
 
 def main() -> None:

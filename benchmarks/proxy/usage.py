@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 OTHERS_CORES = 0.15  # a run in which others used more of the machine than this is not taken at its word
-QUIET_SECONDS = 30.0  # how long to wait for the machine to be that quiet
+QUIET_SECONDS = 15.0  # how long to wait for the machine to be that quiet
 
 
 @dataclass(frozen=True)
