@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import uvloop
 
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.replica import Capacity
@@ -168,6 +169,24 @@ def test_a_backends_own_timeout_is_not_taken_for_ours() -> None:
                 await batcher.submit("a")
 
     run(main())
+
+
+def test_timers_that_are_due_at_once_are_fine_with_uvloop(caplog: pytest.LogCaptureFixture) -> None:
+    """Its handle has no time then, and batches end while it is set."""
+
+    async def main() -> None:
+        async with Batcher(no_wait, BatchPolicy("timeout", 8, 0.0003), Limits(max_in_flight=2)) as batcher:
+            for _ in range(20):
+                assert await asyncio.gather(*map(batcher.submit, range(9))) == [*range(9)]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+    assert not caplog.records
+
+
+async def no_wait(items: list[int]) -> list[int]:
+    await asyncio.sleep(0)
+    return items
 
 
 def test_a_request_that_waits_too_long_times_out_while_the_slot_is_busy() -> None:
