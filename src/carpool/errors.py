@@ -99,7 +99,7 @@ class TimedOut(CarpoolError):
 
 
 class Overloaded(CarpoolError):
-    """The queue is full. `retry_after` is in seconds."""
+    """The queue is full. `retry_after` is in seconds; 0 where an upstream that is too busy named no time."""
 
     status = 429
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from carpool.errors import BadInput, Overloaded, WrongMethod
-from carpool.wire import native
+from carpool.errors import BadInput, Overloaded, Unavailable, WrongMethod
+from carpool.wire import native, predict
 from carpool.wire.base import Ask
 
 
@@ -89,6 +89,18 @@ def test_the_error_envelope() -> None:
         "error": {"code": 429, "message": "the queue is full", "detail": "come back"}
     }
     assert native.encode_error(WrongMethod("no", "", "POST")).headers == (("allow", "POST"),)
+
+
+@pytest.mark.parametrize("kind", [Overloaded, Unavailable])
+@pytest.mark.parametrize(("seconds", "said"), [(7, "7"), (0, "1")])
+def test_callers_are_told_when_to_come_back(
+    kind: type[Overloaded | Unavailable], seconds: int, said: str
+) -> None:
+    """In a second at the soonest, and once in each dialect; nothing where nobody named a time."""
+    error = kind("busy", retry_after=seconds)
+    for encode_error in (native.encode_error, predict.encode_error):
+        assert encode_error(error).headers == (("retry-after", said),)
+    assert native.encode_error(Unavailable("no")).headers == ()
 
 
 def test_health() -> None:
