@@ -94,6 +94,7 @@ class ProcessBackend:
     """
 
     def __init__(self, loader: str, arguments: dict[str, Any]) -> None:
+        self.name = "worker"
         self.capacity = Capacity(in_flight=1)
         self.info: dict[str, Any] = {}
         self._loader = loader
