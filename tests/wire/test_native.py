@@ -114,3 +114,9 @@ def test_health() -> None:
     assert ill.status == 503
     assert json.loads(ill.body)["status"] == "unhealthy"
     assert json.loads(ill.body)["reason"] == "no worker"
+    one_of_two = native.encode_health(None, 1700000000, [("http://a", None), ("http://b", "gone")])
+    assert one_of_two.status == 200
+    assert json.loads(one_of_two.body)["upstreams"] == [
+        {"url": "http://a", "status": "healthy"},
+        {"url": "http://b", "status": "unhealthy", "reason": "gone"},
+    ]

@@ -200,7 +200,9 @@ class Batcher(Generic[In, Out]):
                 each.in_flight,
                 each.slots,
                 each.is_up,
-                self._backends[each.number].trouble(),
+                "it is being removed"
+                if each.number in self._leaving
+                else self._backends[each.number].trouble(),
             )
             for each in self._scheduler.replicas(self._now())
             if each.number in self._backends
