@@ -23,21 +23,62 @@ from carpool.wire.base import EncodedJson
 
 _LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
 
-# Seconds for which what waits outlives the last replica. An upstream that is gone may stay away; a worker
-# process that has died is being replaced, which takes as long as loading its model.
-_UPSTREAM_PATIENCE = 2.0
+# Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
+# long as loading its model.
 _WORKER_PATIENCE = 30.0
 
 
 def assemble(config: Config) -> Service:
     """A service that is ready to start. Raises `ConfigError` for what can be known to be wrong by now."""
+    return assemble_both(config)[0]
+
+
+def assemble_both(config: Config) -> tuple[Service, Upstreams]:
+    """The same, and the means to change its upstreams while it serves."""
     metrics = Metrics()
     ((name, settings),) = config.models.items()  # one model in a server, so far
-    upstreams = [_upstream(url, settings) for url in settings.inference_url]
-    model = _serve(name, settings, upstreams, metrics)
+    backends = [_upstream(url, settings) for url in settings.inference_url]
+    model = _serve(name, settings, backends, metrics)
     limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
-    passthrough = PassThrough(upstreams, settings.batch_timeout_ms / 1000) if upstreams else None
-    return Service([model], metrics, limits, passthrough)
+    passthrough = PassThrough(backends, settings.batch_timeout_ms / 1000) if backends else None
+    return Service([model], metrics, limits, passthrough), Upstreams(settings, backends, model.batcher)
+
+
+class Upstreams:
+    """The upstreams of a service, by their URLs, which may come and go while it serves.
+
+    `backends` is the list that the service looks at too.
+    """
+
+    def __init__(
+        self, settings: ModelSettings, backends: list[HttpBackend], batcher: Batcher[bytes, EncodedJson]
+    ) -> None:
+        self._settings = settings
+        self._backends = backends
+        self._batcher = batcher
+        self._by_url = dict(zip(settings.inference_url, backends, strict=True))
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where they are; nowhere, if a model is served from here."""
+        return tuple(self._by_url)
+
+    async def add(self, url: str) -> HttpBackend:
+        """Another one, from now on."""
+        backend = self._by_url[url] = _upstream(url, self._settings)
+        self._backends.append(backend)
+        await self._batcher.add(backend)
+        return backend
+
+    def take(self, url: str) -> HttpBackend:
+        """Forget one, which is then to be released; nothing is passed through to it from now on."""
+        backend = self._by_url.pop(url)
+        self._backends.remove(backend)
+        return backend
+
+    async def release(self, backend: HttpBackend) -> None:
+        """Send it no batches any more, and let go of it once what is in flight there has ended."""
+        await self._batcher.remove(backend)
 
 
 def model_directory(settings: ModelSettings, progress: pull.Progress = lambda done: None) -> Path:
@@ -64,13 +105,14 @@ def _serve(
         max_batch_cost=settings.max_batch_tokens or None,
         objective=settings.latency_objective_ms / 1000 or None,
         isolate=settings.isolate,
+        hedge=settings.hedge,
     )
     limits = Limits(
         max_in_flight=settings.max_concurrent_workers,
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
         batch_timeout=settings.batch_timeout_ms / 1000,
-        patience=_UPSTREAM_PATIENCE if settings.inference_url else _WORKER_PATIENCE,
+        patience=settings.upstream_patience_ms / 1000 if settings.inference_url else _WORKER_PATIENCE,
     )
     batcher = Batcher(
         backends,
@@ -79,7 +121,7 @@ def _serve(
         name=name,
         observers=(metrics, LogObserver()),
     )
-    metrics.watch(name, batcher.statistics)
+    metrics.watch(name, batcher.statistics, batcher.replicas)
     return ServedModel(name, title, batcher, backends, cost=_estimated_tokens, dedupe=settings.dedupe)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from carpool.assemble import assemble, model_directory
+from carpool.assemble import assemble_both, model_directory
 from carpool.config import (
     DEFAULT_FILE,
     MODEL_SETTINGS,
@@ -29,6 +30,7 @@ from carpool.errors import CarpoolError, ConfigError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
 from carpool.observe.log import configure_logging
+from carpool.reload import Reload
 from carpool.server.run import listen, serve
 from carpool.server.service import Service
 
@@ -73,7 +75,8 @@ def _one_line_errors() -> Iterator[None]:
 def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Serve a model, or an upstream inference server, with batching.
 
-    Without any argument: all-MiniLM-L6-v2 on http://127.0.0.1:3000.
+    Without any argument: all-MiniLM-L6-v2 on http://127.0.0.1:3000. SIGHUP, or a change of the settings
+    file, adds and removes upstreams.
     """
     with _one_line_errors():
         config = load_config(file, _given(flags))
@@ -81,11 +84,12 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
         with listen(config.server.host, config.server.port) as listener:
             for settings in config.models.values():
                 _pull_if_needed(settings)
-            service = assemble(config)
+            service, upstreams = assemble_both(config)
             host, port = listener.getsockname()[:2]
             banner = _banner(host, port, service)
             try:
-                serve(service, listener, lambda: click.echo(banner))
+                again = partial(load_config, file, _given(flags))
+                serve(service, listener, lambda: click.echo(banner), Reload(config, file, again, upstreams))
             except KeyboardInterrupt:  # before there was anything to drain
                 sys.exit(130)
 

@@ -121,7 +121,9 @@ class ModelSettings:
         aliases=(Alias("MAX_WAIT_TIME", _seconds_to_ms),),
     )
     max_concurrent_workers: int = _setting(
-        20, "Most batches in flight; a local model takes no more than it can run at once.", between=(1, 1000)
+        20,
+        "Most batches in flight at each upstream; a local model takes no more than it can run at once.",
+        between=(1, 1000),
     )
     max_batch_tokens: int = _setting(
         0, "Most tokens in one batch, estimated as bytes / 4; 0 for no limit.", between=(0, 10_000_000)
@@ -134,6 +136,15 @@ class ModelSettings:
     dedupe: bool = _setting(True, "Equal inputs that wait or run at the same time share one computation.")
     isolate: bool = _setting(
         True, "Run a batch that failed on what is in it again in halves, until only the bad inputs fail."
+    )
+    hedge: bool = _setting(
+        False,
+        "Send a batch that takes longer than 19 of 20 do to another upstream as well; the first answer counts.",
+    )
+    upstream_patience_ms: int = _setting(
+        2000,
+        "How long requests wait when no upstream can be reached, before they end with 503.",
+        between=(1, 3_600_000),
     )
     max_queue_size: int = _setting(
         10_000, "Most inputs that may wait; more are refused with 429.", between=(1, 1_000_000)
@@ -236,6 +247,25 @@ def load_config(
     model = ModelSettings(**resolve(name, MODEL_SETTINGS, *layers))
     _refuse_two_models(model, sources[name, "model"], sources[name, "inference_url"])
     return Config(server, {name: model}, sources)
+
+
+def differences(before: Config, after: Config) -> set[str]:
+    """The keys of the settings that are not the same, and `models.NAME` where a model has another name."""
+    changed = {key for key in _keys(SERVER_SETTINGS) if _differ(before.server, after.server, key)}
+    for name, model in after.models.items():
+        if name not in before.models:
+            changed.add(f"models.{name}")
+        else:
+            changed |= {key for key in _keys(MODEL_SETTINGS) if _differ(before.models[name], model, key)}
+    return changed
+
+
+def _keys(settings: tuple[Setting, ...]) -> list[str]:
+    return [setting.key for setting in settings]
+
+
+def _differ(before: object, after: object, key: str) -> bool:
+    return bool(getattr(before, key) != getattr(after, key))
 
 
 def _first(

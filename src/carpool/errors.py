@@ -15,7 +15,8 @@
     ├── BackendError     502   the model or the upstream failed on the batch, whatever was in it
     │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
-    │   └── Unreachable        it did not take the batch, or was lost over it: another try may succeed
+    │   ├── Unreachable        it did not take the batch, or was lost over it: another try may succeed
+    │   └── Abandoned          nobody waits for the batch any more, so it was ended; no caller ever sees it
     └── Unavailable      503   nothing can serve now: starting, no replica
         └── ShuttingDown       this server goes away; another may serve
 
@@ -99,7 +100,7 @@ class TimedOut(CarpoolError):
 
 
 class Overloaded(CarpoolError):
-    """The queue is full. `retry_after` is in seconds."""
+    """The queue is full. `retry_after` is in seconds; 0 where an upstream that is too busy named no time."""
 
     status = 429
 
@@ -124,6 +125,10 @@ class BatchTooLarge(BackendError):
 
 class Unreachable(BackendError):
     """The backend cannot be reached or was lost over the batch; nothing that was in it is to blame."""
+
+
+class Abandoned(BackendError):
+    """All who waited for the batch have gone, so it was ended; it says nothing of the backend."""
 
 
 class Unavailable(CarpoolError):

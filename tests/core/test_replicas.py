@@ -244,6 +244,15 @@ def test_a_replica_that_asks_for_a_pause_gets_it() -> None:
             scheduler.complete(number / 10 + 0.01, batch, echo(batch))
 
 
+def test_a_replica_that_is_too_busy_and_names_no_time_is_not_paused() -> None:
+    """The batch itself is tried again in a moment; others may go there at once."""
+    scheduler = make(Capacity(), size=1)
+    submit(scheduler, 0.0, "a")
+    scheduler.complete(0.0, must_take(scheduler, 0.0), Overloaded("busy", retry_after=0))
+    submit(scheduler, 0.001, "b")
+    assert must_take(scheduler, 0.001).items == ["b"]
+
+
 def test_with_no_replica_nobody_waits_for_long() -> None:
     """A moment's outage is waited out; after two seconds those who wait are told, and who comes at once."""
     scheduler = two()

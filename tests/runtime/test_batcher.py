@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
+import uvloop
 
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.replica import Capacity
 from carpool.core.request import Request
-from carpool.errors import ShuttingDown, Unreachable
-from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
+from carpool.errors import Abandoned, ShuttingDown, Unreachable
+from carpool.observe.observer import BatchEnded, BatchLeft, Fact, ReplicaStatus, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
 
 
@@ -170,6 +171,24 @@ def test_a_backends_own_timeout_is_not_taken_for_ours() -> None:
     run(main())
 
 
+def test_timers_that_are_due_at_once_are_fine_with_uvloop(caplog: pytest.LogCaptureFixture) -> None:
+    """Its handle has no time then, and batches end while it is set."""
+
+    async def main() -> None:
+        async with Batcher(no_wait, BatchPolicy("timeout", 8, 0.0003), Limits(max_in_flight=2)) as batcher:
+            for _ in range(20):
+                assert await asyncio.gather(*map(batcher.submit, range(9))) == [*range(9)]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+    assert not caplog.records
+
+
+async def no_wait(items: list[int]) -> list[int]:
+    await asyncio.sleep(0)
+    return items
+
+
 def test_a_request_that_waits_too_long_times_out_while_the_slot_is_busy() -> None:
     """Nobody has to wait for the batch in front to learn it."""
     backend = FakeBackend(seconds=10.0)
@@ -282,8 +301,8 @@ def test_observers_hear_facts_and_one_that_raises_changes_nothing(caplog: pytest
         run(main())
     refused, left, ended, requests = recorder.facts
     assert isinstance(refused, RequestRefused)
-    assert left == BatchLeft("m", 1, 2, 2, "slot free", 0.0, 0)
-    assert ended == BatchEnded("m", 1, 2, 0.5, None)
+    assert left == BatchLeft("m", 1, 2, 2, "slot free", 0.0, 0, "0")
+    assert ended == BatchEnded("m", 1, 2, 0.5, None, "0")
     assert requests == RequestsEnded("m", [0.5, 0.5], [])
     assert "an observer failed on BatchLeft" in caplog.text
 
@@ -449,5 +468,132 @@ def test_backends_come_and_go() -> None:
             assert await asyncio.gather(*waiting) == ["a", "b"]
             assert await batcher.submit("c") == "c"
             assert first.batches == [["a"]]
+
+    run(main())
+
+
+def test_a_backend_that_leaves_in_the_turn_of_its_batch_still_runs_it() -> None:
+    """The batch has been sent, though its task has not begun."""
+
+    async def main() -> None:
+        first, second = FakeBackend(1.0), FakeBackend(1.0)
+        async with Batcher[str, str]([first, second]) as batcher:
+            answer = asyncio.create_task(batcher.submit("a"))
+            while not batcher.statistics().in_flight:
+                await asyncio.sleep(0)
+            assert not first.batches
+            await batcher.remove(first)
+            assert await answer == "a"
+            assert (first.batches, first.closed) == ([["a"]], True)
+
+    run(main())
+
+
+class Hangable(FakeBackend):
+    """A backend that can give up a batch, and counts those."""
+
+    name = "hangable"
+    gives_up = True
+    given_up = 0
+
+    async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
+        try:
+            return await super().run(items, group)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+
+
+async def cancel_at(seconds: float, *tasks: asyncio.Task[Any]) -> None:
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def test_a_batch_for_which_nobody_waits_is_given_up() -> None:
+    """Its slot is free at once, and it counts against nobody."""
+    recorder = Recorder()
+    backend = Hangable(1000.0)
+
+    async def main() -> None:
+        async with Batcher[str, str](backend, observers=[recorder]) as batcher:
+            for number in range(20):  # any of which would be a failure otherwise
+                gone = [asyncio.create_task(batcher.submit(item)) for item in "ab"]
+                await cancel_at(0.2, gone[0])
+                assert backend.given_up == number
+                await cancel_at(0.2, gone[1])
+                await asyncio.sleep(0)
+                assert backend.given_up == number + 1
+                assert batcher.replicas() == [ReplicaStatus("hangable", 0, 1, True, None)]
+            backend.seconds = 1.0
+            assert await batcher.submit("c") == "c"
+
+    run(main())
+    ends = [fact for fact in recorder.facts if isinstance(fact, BatchEnded)]
+    assert [type(end.error) for end in ends] == [Abandoned] * 20 + [type(None)]
+
+
+def test_callers_that_hang_up_do_not_hide_a_backend_that_hangs() -> None:
+    """What took very much longer than expected was lost."""
+    backend = Hangable(1000.0)
+
+    async def main() -> None:
+        async with Batcher[str, str](backend) as batcher:
+            for _ in range(5):
+                await cancel_at(2.0, asyncio.create_task(batcher.submit("a")))
+                await asyncio.sleep(0)
+            assert not batcher.replicas()[0].is_up
+
+    run(main())
+
+
+def test_a_batch_is_not_given_up_while_somebody_shares_it() -> None:
+    """An equal input that came later waits for it; once that one has gone too, nobody does."""
+    backend = Hangable(1.0)
+
+    async def main() -> None:
+        async with Batcher[str, str](backend, key=str) as batcher:
+            first, second = (asyncio.create_task(batcher.submit("a")) for _ in range(2))
+            await cancel_at(0.5, first)
+            assert await second == "a"
+            both = [asyncio.create_task(batcher.submit("b")) for _ in range(2)]
+            await cancel_at(0.5, *both)
+            await asyncio.sleep(0)
+
+    run(main())
+    assert (backend.batches, backend.given_up) == ([["a"], ["b"]], 1)
+
+
+def test_a_batch_and_its_hedge_are_given_up_together() -> None:
+    """Both run for the same callers."""
+    backends = [Hangable(1.0), Hangable(1.0)]
+
+    async def main() -> None:
+        async with Batcher[str, str](backends, BatchPolicy(hedge=True)) as batcher:
+            for item in range(200):
+                await batcher.submit(str(item))
+            for backend in backends:
+                backend.seconds = 1000.0
+            slow = asyncio.create_task(batcher.submit("slow"))
+            while batcher.statistics().in_flight < 2:
+                await asyncio.sleep(0.1)
+            await cancel_at(0.1, slow)
+            await asyncio.sleep(0)
+            assert batcher.statistics().in_flight == 0
+
+    run(main())
+    assert [backend.given_up for backend in backends] == [1, 1]
+
+
+def test_what_cannot_be_given_up_runs_to_its_end() -> None:
+    """A thread cannot be stopped, and a worker process would have to be replaced."""
+    backend = FakeBackend(1.0)
+
+    async def main() -> None:
+        async with Batcher[str, str](backend) as batcher:
+            await cancel_at(0.5, asyncio.create_task(batcher.submit("a")))
+            await asyncio.sleep(0.1)
+            assert batcher.statistics().in_flight == 1
 
     run(main())

@@ -204,6 +204,40 @@ def test_an_upstream_that_is_not_there_is_unhealthy_with_the_reason(tmp_path: Pa
         assert embed(server, "x").status_code == 503
 
 
+def test_one_upstream_that_is_well_is_enough(upstream: Upstream, tmp_path: Path) -> None:
+    """Health is 200 and tells of the other; so do the metrics."""
+    with carpool_serve(tmp_path, ["--inference-url", f"{upstream.url},http://user:pw@127.0.0.1:1"]) as server:
+        until(lambda: server.client.get("/health").status_code == 200)
+        until(lambda: "cannot be reached" in str(server.client.get("/health").json()["upstreams"][1]))
+        assert embed(server, "a").status_code == 200
+        well, gone = server.client.get("/health").json()["upstreams"]
+        assert well == {"url": upstream.url, "status": "healthy"}
+        assert (gone["url"], gone["status"]) == ("http://127.0.0.1:1", "unhealthy")
+        shown = server.client.get("/metrics").text
+        assert f'carpool_replica_up{{model="default",replica="{upstream.url}"}} 1.0' in shown
+        assert 'carpool_replica_up{model="default",replica="http://127.0.0.1:1"} 0.0' in shown
+        assert (
+            f'carpool_replica_batches_total{{model="default",outcome="ok",replica="{upstream.url}"}}' in shown
+        )
+
+
+def test_when_all_callers_of_a_batch_hang_up_the_next_batch_need_not_wait(
+    proxy: RunningServer, upstream: Upstream, pool: ThreadPoolExecutor
+) -> None:
+    """The upstream holds the first for ever and there is one slot: it was given up, and is not an error."""
+    upstream.hold()
+    with pytest.raises(httpx.ReadTimeout):
+        proxy.client.post("/embed", json={"input": "a"}, timeout=0.5)
+    assert upstream.arrived.acquire(timeout=30)
+    second = pool.submit(embed, proxy, "b")
+    assert upstream.arrived.acquire(timeout=30)
+    upstream.let_go()
+    assert second.result(30).json() == {"embedding": vector("b")}
+    assert upstream.batches == [["a"], ["b"]]
+    assert 'outcome="Abandoned"' in proxy.client.get("/metrics").text
+    assert "batch failed" not in proxy.log.read_text()
+
+
 def test_a_killed_worker_is_replaced_and_health_tells_the_truth(model_server: RunningServer) -> None:
     """The embedded model's process dies; the server does not."""
     assert embed(model_server, "before").status_code == 200

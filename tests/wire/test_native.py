@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from carpool.errors import BadInput, Overloaded, WrongMethod
-from carpool.wire import native
+from carpool.errors import BadInput, Overloaded, Unavailable, WrongMethod
+from carpool.wire import native, predict
 from carpool.wire.base import Ask
 
 
@@ -91,6 +91,18 @@ def test_the_error_envelope() -> None:
     assert native.encode_error(WrongMethod("no", "", "POST")).headers == (("allow", "POST"),)
 
 
+@pytest.mark.parametrize("kind", [Overloaded, Unavailable])
+@pytest.mark.parametrize(("seconds", "said"), [(7, "7"), (0, "1")])
+def test_callers_are_told_when_to_come_back(
+    kind: type[Overloaded | Unavailable], seconds: int, said: str
+) -> None:
+    """In a second at the soonest, and once in each dialect; nothing where nobody named a time."""
+    error = kind("busy", retry_after=seconds)
+    for encode_error in (native.encode_error, predict.encode_error):
+        assert encode_error(error).headers == (("retry-after", said),)
+    assert native.encode_error(Unavailable("no")).headers == ()
+
+
 def test_health() -> None:
     """200 when all is well, 503 with the reason when not."""
     well = native.encode_health(None, 1700000000)
@@ -102,3 +114,9 @@ def test_health() -> None:
     assert ill.status == 503
     assert json.loads(ill.body)["status"] == "unhealthy"
     assert json.loads(ill.body)["reason"] == "no worker"
+    one_of_two = native.encode_health(None, 1700000000, [("http://a", None), ("http://b", "gone")])
+    assert one_of_two.status == 200
+    assert json.loads(one_of_two.body)["upstreams"] == [
+        {"url": "http://a", "status": "healthy"},
+        {"url": "http://b", "status": "unhealthy", "reason": "gone"},
+    ]

@@ -95,3 +95,4 @@ def test_retry_after_goes_with_overload_and_unavailability() -> None:
     assert isinstance(unavailable, Unavailable)
     assert (overloaded.retry_after, unavailable.retry_after) == (7, 9)
     assert getattr(decode_refusal(503, b""), "retry_after", 0) is None
+    assert getattr(decode_refusal(429, b""), "retry_after", None) == 0

@@ -14,6 +14,9 @@ Out_co = TypeVar("Out_co", covariant=True)
 class Backend(Protocol[In_contra, Out_co]):
     """Runs batches: the calling convention is `run`, the rest is its life.
 
+    It may have a `name`, by which observers know it, and `gives_up = True` where to cancel `run` ends the work
+    and is cheap: then a batch is cancelled once nobody waits for it any more.
+
     `capacity` is the most that it takes, as far as it knows; it may learn more while it runs.
     """
 

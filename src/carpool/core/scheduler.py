@@ -29,6 +29,7 @@ from carpool.core.replica import Capacity, Replica
 from carpool.core.request import Request
 from carpool.core.reruns import Rerun, Reruns, live
 from carpool.errors import (
+    Abandoned,
     BackendError,
     BatchFailed,
     BatchTooLarge,
@@ -52,6 +53,16 @@ class SchedulerStatistics:
     waiting: int
     in_flight: int
     slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatistics:
+    """A moment of one replica. It `is_up` where it can be reached and most of its last batches came back."""
+
+    number: int
+    in_flight: int
+    slots: int
+    is_up: bool
 
 
 class Scheduler:
@@ -238,6 +249,18 @@ class Scheduler:
         slots = sum(replica.slots for replica in self._pool.replicas)
         in_flight = sum(len(replica.in_flight) for replica in self._pool.replicas)
         return SchedulerStatistics(self._queue.waiting, in_flight, slots)
+
+    def replicas(self, now: float) -> list[ReplicaStatistics]:
+        """A snapshot of each replica, those included that finish what is in flight there before they go."""
+        return [
+            ReplicaStatistics(
+                replica.number,
+                len(replica.in_flight),
+                replica.slots,
+                replica.breaker.is_closed and replica.is_up(now),
+            )
+            for replica in self._pool.replicas
+        ]
 
     def _give_up(self) -> None:
         """Everybody who waits is told that nothing can serve."""
@@ -453,7 +476,8 @@ class Scheduler:
         """What an error says of the replica: nothing, where it was about what it was sent."""
         if isinstance(error, Overloaded | Unavailable) and error.retry_after:
             replica.breaker.pause(now + error.retry_after)
-        if isinstance(error, BatchFailed | BatchTooLarge | Overloaded) and not search.is_outage:
+        says_nothing = isinstance(error, BatchFailed | BatchTooLarge | Overloaded | Abandoned)
+        if says_nothing and not search.is_outage:
             replica.breaker.undecided()
         else:
             replica.breaker.failed(now)

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import structlog
 
-from carpool.errors import CallerError, Overloaded
+from carpool.errors import Abandoned, CallerError, Overloaded
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -69,9 +69,10 @@ class LogObserver:
 
     def _log_end(self, fact: BatchEnded) -> None:
         seconds = round(fact.seconds, 4)
-        extra = {"model": fact.model, "batch": fact.number, "items": fact.items, "seconds": seconds}
-        if fact.error is None:
-            self._log.debug("batch ended", extra=extra)
+        extra: dict[str, object] = {"model": fact.model, "replica": fact.replica}
+        extra |= {"batch": fact.number, "items": fact.items, "seconds": seconds}
+        if fact.error is None or isinstance(fact.error, Abandoned):
+            self._log.debug("batch ended" if fact.error is None else "batch given up", extra=extra)
             return
         extra["error"] = str(fact.error)
         if fact.error.__cause__ is not None:
@@ -82,6 +83,7 @@ class LogObserver:
 def _describe_departure(fact: BatchLeft) -> dict[str, object]:
     return {
         "model": fact.model,
+        "replica": fact.replica,
         "batch": fact.number,
         "items": fact.items,
         "requests": fact.requests,

@@ -21,6 +21,7 @@ from carpool.observe.observer import (
     BatchEnded,
     BatchLeft,
     Fact,
+    ReplicaStatus,
     RequestCancelled,
     RequestRefused,
     RequestsEnded,
@@ -32,6 +33,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 
+_RERUNS = frozenset(("hedge", "isolation", "retry"))  # the reasons of batches that have been sent before
 _RECENT = 4096  # latencies that the percentiles of the JSON summary are taken over
 _RATE_WINDOW = 10.0  # seconds that the request rate of the JSON summary is taken over
 
@@ -67,6 +69,8 @@ class ModelMetrics:
         self.requests: Counter[str] = Counter()  # by outcome: "ok" or the error's name
         self.batches: Counter[str] = Counter()  # by the reason for which they left
         self.failed_batches = 0
+        self.replica_batches: Counter[tuple[str, str]] = Counter()  # by replica and outcome
+        self.replica_reruns: Counter[tuple[str, str]] = Counter()  # by replica and reason
         self.batch_items = Histogram(ITEMS)
         self.queue_seconds = Histogram(SECONDS)
         self.inference_seconds = Histogram(SECONDS)
@@ -81,16 +85,23 @@ class Metrics(Collector):
         self._started = clock()
         self._models: dict[str, ModelMetrics] = {}
         self._gauges: dict[str, Callable[[], SchedulerStatistics]] = {}
+        self._replicas: dict[str, Callable[[], Sequence[ReplicaStatus]]] = {}
         self._responses: Counter[tuple[str, int]] = Counter()
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._ended: deque[tuple[float, int]] = deque()  # when, and how many requests ended then
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def watch(self, model: str, statistics: Callable[[], SchedulerStatistics]) -> None:
-        """Show a model from now on, also before its first request; `statistics` is asked at each scrape."""
+    def watch(
+        self,
+        model: str,
+        statistics: Callable[[], SchedulerStatistics],
+        replicas: Callable[[], Sequence[ReplicaStatus]] = tuple,
+    ) -> None:
+        """Show a model from now on, also before its first request; the callables are asked at each scrape."""
         self._models[model] = ModelMetrics()
         self._gauges[model] = statistics
+        self._replicas[model] = replicas
 
     def count_response(self, route: str, status: int) -> None:
         """Count one HTTP response."""
@@ -104,10 +115,14 @@ class Metrics(Collector):
         match fact:
             case BatchLeft():
                 model.batches[fact.reason] += 1
+                if fact.reason in _RERUNS:
+                    model.replica_reruns[fact.replica, fact.reason] += 1
                 model.batch_items.add(fact.items)
                 model.queue_seconds.add(fact.waited)
             case BatchEnded():
                 model.inference_seconds.add(fact.seconds)
+                outcome = "ok" if fact.error is None else type(fact.error).__name__
+                model.replica_batches[fact.replica, outcome] += 1
                 model.failed_batches += fact.error is not None
             case RequestsEnded():
                 self._count_ended(model, fact)
@@ -148,6 +163,7 @@ class Metrics(Collector):
             responses.add_metric((route, str(status)), count)
         yield responses
         yield from self._read_gauges()
+        yield from self._read_replicas()
 
     def _read_gauges(self) -> Iterable[Metric]:
         waiting = GaugeMetricFamily("carpool_queue_items", "Items waiting in the queue.", labels=("model",))
@@ -159,6 +175,36 @@ class Metrics(Collector):
             running.add_metric((name,), statistics.in_flight)
             slots.add_metric((name,), statistics.slots)
         return waiting, running, slots
+
+    def _read_replicas(self) -> Iterable[Metric]:
+        """One by one, the replicas that are there now: what was counted of one that has left goes with it."""
+        labels = ("model", "replica")
+        running = GaugeMetricFamily("carpool_replica_batches_in_flight", "Batches running.", labels=labels)
+        up = GaugeMetricFamily("carpool_replica_up", "Whether batches are sent to it.", labels=labels)
+        batches = CounterMetricFamily(
+            "carpool_replica_batches", "Batches by outcome: ok, or the error.", labels=(*labels, "outcome")
+        )
+        reruns = CounterMetricFamily(
+            "carpool_replica_reruns",
+            "Batches that had been sent before: retry, hedge or isolation.",
+            labels=(*labels, "reason"),
+        )
+        for name, read in self._replicas.items():
+            in_flight: Counter[str] = Counter()
+            is_up: Counter[str] = Counter()
+            for replica in read():  # one may come back while its former self still finishes: both are one
+                in_flight[replica.name] += replica.in_flight
+                is_up[replica.name] |= replica.is_up
+            for replica_name, count in in_flight.items():
+                running.add_metric((name, replica_name), count)
+                up.add_metric((name, replica_name), is_up[replica_name])
+            model = self._models[name]
+            for family, counts in ((batches, model.replica_batches), (reruns, model.replica_reruns)):
+                for key in [key for key in counts if key[0] not in in_flight]:
+                    del counts[key]
+                for key, count in sorted(counts.items()):
+                    family.add_metric((name, *key), count)
+        return running, up, batches, reruns
 
     def _count_ended(self, model: ModelMetrics, fact: RequestsEnded) -> None:
         model.requests["ok"] += len(fact.latencies)

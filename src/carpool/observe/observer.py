@@ -13,7 +13,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class BatchLeft:
-    """A batch has gone to the backend. `waited` is the wait of its oldest request, in seconds."""
+    """A batch has gone to `replica`. `waited` is the wait of its oldest request, in seconds."""
 
     model: str
     number: int
@@ -22,17 +22,22 @@ class BatchLeft:
     reason: str
     waited: float
     left_waiting: int
+    replica: str
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEnded:
-    """The backend has answered, or failed with `error`. `seconds` is how long it took."""
+    """`replica` has answered, or failed with `error`. `seconds` is how long it took.
+
+    The error is `Abandoned` where nobody waited for the batch any more.
+    """
 
     model: str
     number: int
     items: int
     seconds: float
     error: BaseException | None
+    replica: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,17 @@ class RequestCancelled:
 
 
 Fact = BatchLeft | BatchEnded | RequestsEnded | RequestRefused | RequestCancelled
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """A moment of one replica, by its backend's name; `trouble` is the backend's own word for it."""
+
+    name: str
+    in_flight: int
+    slots: int
+    is_up: bool
+    trouble: str | None
 
 
 class Observer(Protocol):

@@ -21,12 +21,21 @@ from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, ShuttingDown
+from carpool.errors import (
+    Abandoned,
+    BackendError,
+    BatchFailed,
+    BatchTooLarge,
+    CarpoolError,
+    ShuttingDown,
+    Unreachable,
+)
 from carpool.observe.observer import (
     BatchEnded,
     BatchLeft,
     Fact,
     Observer,
+    ReplicaStatus,
     RequestCancelled,
     RequestRefused,
     RequestsEnded,
@@ -36,6 +45,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 logger = logging.getLogger(__name__)
+
+_HANGS = 10.0  # times as long as expected, and so many seconds: then a replica is not slow
+_HANGS_SECONDS = 1.0
 
 
 class Batcher(Generic[In, Out]):
@@ -65,7 +77,7 @@ class Batcher(Generic[In, Out]):
         self.policy = policy or BatchPolicy()
         self.limits = limits or Limits()
         backends = _as_backends(backend, self.limits.max_in_flight)
-        self._backends = dict(enumerate(backends))  # by the number of the replica
+        self._backends = dict(enumerate(backends))  # by the number of the replica, also while it drains
         self._scheduler = Scheduler(self.policy, self.limits, [each.capacity for each in backends])
         self._observers = observers
         self._cost = cost
@@ -73,7 +85,8 @@ class Batcher(Generic[In, Out]):
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._running: dict[asyncio.Task[None], int] = {}  # to the replica
+        self._running: dict[asyncio.Task[None], Batch] = {}
+        self._leaving: set[int] = set()  # replicas that finish what they have
         self._timer_due = 0.0
         self._closing = False
         self._open_requests = 0
@@ -106,10 +119,14 @@ class Batcher(Generic[In, Out]):
         """Send nothing to a backend any more, wait for what is in flight there, release it."""
         number = next(number for number, known in self._backends.items() if known is backend)
         self._scheduler.remove_replica(number)
-        del self._backends[number]
-        running = [task for task, where in self._running.items() if where == number]
-        await asyncio.gather(*running, return_exceptions=True)
-        await backend.close()
+        self._leaving.add(number)
+        try:
+            if running := [task for task, batch in self._running.items() if batch.replica == number]:
+                await asyncio.wait(running)
+        finally:
+            del self._backends[number]
+            self._leaving.remove(number)
+            await backend.close()
 
     async def submit(
         self, item: In, *, timeout: float | None = None, tenant: str = "", priority: Priority = "normal"
@@ -153,6 +170,7 @@ class Batcher(Generic[In, Out]):
         if self._scheduler.cancel(request):
             self._tell(RequestCancelled(self.name))
             self._close_requests(1)
+            self._give_up_batches()
 
     async def close(self) -> None:
         """Take nothing new, wait until everything admitted has been answered, release the backend."""
@@ -174,9 +192,38 @@ class Batcher(Generic[In, Out]):
         """A snapshot of the queue and the slots."""
         return self._scheduler.statistics()
 
+    def replicas(self) -> list[ReplicaStatus]:
+        """A snapshot of each replica, those included that finish what they have before they go."""
+        return [
+            ReplicaStatus(
+                self._name_of(each.number),
+                each.in_flight,
+                each.slots,
+                each.is_up,
+                "it is being removed"
+                if each.number in self._leaving
+                else self._backends[each.number].trouble(),
+            )
+            for each in self._scheduler.replicas(self._now())
+            if each.number in self._backends
+        ]
+
+    def _name_of(self, number: int) -> str:
+        """What observers know a replica by: its backend's name, or else its number."""
+        return str(getattr(self._backends.get(number), "name", number))
+
+    def _give_up_batches(self) -> None:
+        """Cancel the batches for which nobody waits any more, where that saves work.
+
+        In a moment, since a task that is cancelled before its first step would never tell of its end.
+        """
+        for task, batch in self._running.items():
+            if getattr(self._backends.get(batch.replica), "gives_up", False) and not _is_wanted(batch):
+                asyncio.get_running_loop().call_soon(task.cancel)
+
     async def _start_one(self, number: int, backend: Backend[In, Out]) -> None:
         def changed() -> None:
-            if number in self._backends:
+            if number in self._backends and number not in self._leaving:
                 self._scheduler.set_capacity(number, backend.capacity)
                 self._scheduler.set_available(self._now(), number, backend.trouble() is None)
                 self._kick_soon(asyncio.get_running_loop())
@@ -224,7 +271,7 @@ class Batcher(Generic[In, Out]):
         now = self._now() if now is None else now
         while (batch := self._scheduler.take_batch(now)) is not None:
             task = loop.create_task(self._run(batch))
-            self._running[task] = batch.replica
+            self._running[task] = batch
             task.add_done_callback(self._running.pop)
             self._tell(
                 BatchLeft(
@@ -235,6 +282,7 @@ class Batcher(Generic[In, Out]):
                     reason=batch.reason,
                     waited=batch.longest_wait,
                     left_waiting=self._scheduler.statistics().waiting,
+                    replica=self._name_of(batch.replica),
                 )
             )
         self._deliver(now)
@@ -262,8 +310,12 @@ class Batcher(Generic[In, Out]):
         try:
             outcome = await self._outcome(batch)
         except BaseException:  # cancelled, or the program ends: its callers get an answer all the same
-            self._complete(left_at, batch, ShuttingDown("shutting down", "the batch was interrupted"))
-            self._deliver(self._now())
+            if _is_wanted(batch):
+                self._complete(left_at, batch, ShuttingDown("shutting down", "the batch was interrupted"))
+                self._deliver(self._now())
+            else:
+                self._complete(left_at, batch, _given_up(batch, self._now() - left_at))
+                self._kick()
             raise
         self._complete(left_at, batch, outcome)
         # The next batch is on its way before the answers of this one are handed out: a device that waits for
@@ -274,7 +326,8 @@ class Batcher(Generic[In, Out]):
         now = self._now()
         self._scheduler.complete(now, batch, outcome)
         error = outcome if isinstance(outcome, BaseException) else None
-        self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error))
+        replica = self._name_of(batch.replica)
+        self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error, replica))
 
     async def _outcome(self, batch: Batch) -> Sequence[Out] | BaseException:
         deadline = asyncio.timeout(self.limits.batch_timeout)
@@ -335,6 +388,18 @@ def _as_backends(
     if callable(backend):
         return [CallableBackend(backend, concurrency)]
     return list(backend) if isinstance(backend, Sequence) else [backend]
+
+
+def _is_wanted(batch: Batch) -> bool:
+    """Whether anybody waits for anything in it: a caller, or one who shares what is computed for another."""
+    return not all(part.request.ended for part in batch.parts)
+
+
+def _given_up(batch: Batch, seconds: float) -> BackendError:
+    """What became of a batch that was cancelled; callers that hang up must not hide a replica that hangs."""
+    if seconds > max(_HANGS_SECONDS, _HANGS * (batch.expected_at - batch.taken_at)):
+        return Unreachable("the backend does not answer", "nobody waits for the batch any more")
+    return Abandoned("nobody waits for the batch any more")
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -164,8 +164,6 @@ class _Answer:
         """An error in the place of a reply."""
         reply = native.encode_error(error)
         headers = [(name.encode(), value.encode()) for name, value in reply.headers]
-        if isinstance(error, Unavailable) and error.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % error.retry_after))
         headers.append((b"content-type", reply.content_type.encode()))
         headers.append((b"content-length", b"%d" % len(reply.body)))
         await self.begin(reply.status, headers)

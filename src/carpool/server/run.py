@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 
@@ -51,6 +54,19 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+@asynccontextmanager
+async def _followed(follower: Follower) -> AsyncIterator[None]:
+    following = asyncio.create_task(follower.follow())
+    with suppress(AttributeError, NotImplementedError):  # Windows has no such signal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
+    try:
+        yield
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address; raises `ConfigError` where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -78,7 +94,19 @@ def _collect_less_garbage() -> None:
     gc.set_threshold(_YOUNG_OBJECTS)
 
 
-def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+class Follower(Protocol):
+    """Keeps the service to its settings while they change."""
+
+    def ask(self) -> None:
+        """SIGHUP has come: look at them now."""
+        ...
+
+    async def follow(self) -> None:
+        """Look after them until cancelled."""
+        ...
+
+
+def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None], follower: Follower) -> None:
     """Serve until a signal; returns when everything admitted has been answered.
 
     Raises `ConfigError` if a model cannot be started.
@@ -97,7 +125,8 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
     async def main() -> None:
         await service.start()  # before uvicorn does, which would hide in a traceback what is wrong
         _collect_less_garbage()
-        await Server(config, service, on_ready).serve(sockets=[listener])
+        async with _followed(follower):
+            await Server(config, service, on_ready).serve(sockets=[listener])
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(main())

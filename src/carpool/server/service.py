@@ -16,6 +16,7 @@ from carpool.backends.base import Backend
 from carpool.core.request import Request
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
+from carpool.observe.observer import ReplicaStatus
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
 from carpool.wire import native
@@ -108,7 +109,10 @@ class Service:
 
     def health(self) -> Reply:
         """The reply to `GET /health`."""
-        return native.encode_health(self.trouble(), int(time.time()))
+        upstreams = [_state(each) for model in self.models for each in model.batcher.replicas()]
+        return native.encode_health(
+            self.trouble(), int(time.time()), upstreams if self.passthrough is not None else ()
+        )
 
     def read_head(self, route: Route, headers: Mapping[str, str]) -> Terms:
         """On what terms a request travels, by its headers (lower-case names), before its body is read.
@@ -160,6 +164,12 @@ class Service:
     def cancel(self, request: Request) -> None:
         """Give up on a request: its caller has gone. Harmless when it has ended."""
         self.models[0].batcher.cancel(request)
+
+
+def _state(upstream: ReplicaStatus) -> tuple[str, str | None]:
+    """An upstream's name, and why it gets no batches."""
+    suspended = None if upstream.is_up else "most of its last batches were lost, or it has asked for a pause"
+    return upstream.name, upstream.trouble or suspended
 
 
 def _deliver(route: Route, encode: Encode, on_reply: Callable[[Reply], None], request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from carpool.errors import BadInput, CarpoolError, Overloaded, WrongMethod
+from carpool.errors import BadInput, CarpoolError, Overloaded, Unavailable, WrongMethod
 
 Value = TypeVar("Value")
 
@@ -121,8 +121,8 @@ def decode_json(decoder: msgspec.json.Decoder[Value], body: bytes, expected: str
 def error_headers(error: CarpoolError) -> tuple[tuple[str, str], ...]:
     """The headers that HTTP asks for beside an error's status."""
     match error:
-        case Overloaded():
-            return (("retry-after", str(error.retry_after)),)
+        case Overloaded() | Unavailable() if error.retry_after is not None:
+            return (("retry-after", str(max(1, error.retry_after))),)  # 0 is as good as "at once, and again"
         case WrongMethod():
             return (("allow", error.allowed),)
         case _:

@@ -24,12 +24,21 @@ def encode_error(error: CarpoolError) -> Reply:
     return Reply(error.status, (msgspec.json.encode(envelope),), error_headers(error))
 
 
-def encode_health(trouble: str | None, timestamp: int) -> Reply:
-    """The reply to `GET /health`: 200, or 503 with the reason."""
+def encode_health(
+    trouble: str | None, timestamp: int, upstreams: Sequence[tuple[str, str | None]] = ()
+) -> Reply:
+    """The reply to `GET /health`: 200, or 503 with the reason; `upstreams` are names, each with its trouble."""
     body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
+    if upstreams:
+        body["upstreams"] = [_upstream_health(name, reason) for name, reason in upstreams]
     if trouble is None:
         return Reply(200, (msgspec.json.encode(body),))
     return Reply(503, (msgspec.json.encode(body | {"status": "unhealthy", "reason": trouble}),))
+
+
+def _upstream_health(name: str, reason: str | None) -> dict[str, str]:
+    well = {"url": name, "status": "healthy"}
+    return well if reason is None else well | {"status": "unhealthy", "reason": reason}
 
 
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from carpool.errors import BackendError, BadInput, CarpoolError, Overloaded, TimedOut
+from carpool.errors import BackendError, BadInput, CarpoolError, TimedOut
 from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers
 
 decode_predict = TextField("data").ask  # the models served so far take a text
@@ -32,7 +32,7 @@ def encode_error(error: CarpoolError) -> Reply:
         case _:
             status = error.status
     headers = error_headers(error)
-    if status == 503 and not isinstance(error, Overloaded):
+    if status == 503 and not headers:
         headers += (("retry-after", "1"),)
     return Reply(status, (msgspec.json.encode({"detail": str(error)}),), headers)
 

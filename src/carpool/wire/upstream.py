@@ -110,7 +110,7 @@ def decode_refusal(status: int, body: Body, retry_after: int | None = None) -> C
         case 400 | 422 | 424 | 500:
             return BatchFailed(message, detail)
         case 429:
-            return Overloaded(message, detail, retry_after=1 if retry_after is None else retry_after)
+            return Overloaded(message, detail, retry_after=retry_after or 0)
         case 503:
             return Unavailable(message, detail, retry_after=retry_after)
         case 408 | 502 | 504:

@@ -60,6 +60,8 @@ class HttpBackend:
     the upstream's own bytes.
     """
 
+    gives_up = True  # it hangs up, and the upstream may stop
+
     def __init__(
         self,
         url: str,
@@ -70,6 +72,7 @@ class HttpBackend:
         timeout: float | None = None,
     ) -> None:
         self.target = Target.of(url)
+        self.name = str(self.target)
         self._dialect = self.target.dialect if upstream == "auto" else upstream
         self._model = model or self.target.model
         self.authorization = f"Bearer {api_key}" if api_key else self.target.credentials

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Hashable, Sequence
@@ -75,9 +77,14 @@ class Worker:
         self._writer.close()
 
     def kill(self) -> None:
-        """End it now; harmless when it is dead."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        """End it now; harmless when it is dead.
+
+        Not by `process.kill()`, which first looks whether it is dead, and takes the exit status away from the
+        loop that waits for it: that would then report status 255.
+        """
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
 
 class ProcessBackend:
@@ -87,6 +94,7 @@ class ProcessBackend:
     """
 
     def __init__(self, loader: str, arguments: dict[str, Any]) -> None:
+        self.name = "worker"
         self.capacity = Capacity(in_flight=1)
         self.info: dict[str, Any] = {}
         self._loader = loader

@@ -1,0 +1,100 @@
+"""Settings that change while the server runs: upstreams come and go, the rest is said to need a restart.
+
+It reads the settings as at the start when it is asked to, or when the settings file has changed, and knows
+neither signals nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from carpool.assemble import Upstreams
+from carpool.backends.http import HttpBackend
+from carpool.config import Config, differences
+from carpool.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0  # between two looks at the file; one that is being written has changed again by then
+
+Stamp = tuple[int, int, int] | None
+
+
+class Reload:
+    """Follows the settings. `read` gives those that hold now, and raises `ConfigError`."""
+
+    def __init__(self, config: Config, file: Path, read: Callable[[], Config], upstreams: Upstreams) -> None:
+        self._config = config  # what the server was started with
+        self._file = file
+        self._read = read
+        self._upstreams = upstreams
+        self._asked = asyncio.Event()
+        self._known = self._seen = _stamp(file)
+
+    def ask(self) -> None:
+        """Read the settings again, whether or not the file has changed."""
+        self._asked.set()
+
+    async def follow(self) -> None:
+        """Do so whenever there is reason to, until cancelled."""
+        async with asyncio.TaskGroup() as drains:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked.wait(), _LOOK_SECONDS)
+                if self._asked.is_set() or self._has_changed():
+                    self._asked.clear()
+                    self._known = self._seen = _stamp(self._file)
+                    try:
+                        await self._apply(drains)
+                    except ConfigError as error:
+                        logger.error("the settings were not reloaded", extra={"error": str(error)})
+                    except Exception:  # the server goes on as it is
+                        logger.exception("the settings were not reloaded")
+
+    def _has_changed(self) -> bool:
+        """Whether the file is another than the one that was read, and nobody is writing it any more."""
+        before, self._seen = self._seen, _stamp(self._file)
+        return self._seen == before != self._known
+
+    async def _apply(self, drains: asyncio.TaskGroup) -> None:
+        config = self._read()
+        ((_, model),) = config.models.items()
+        changed = differences(self._config, config)
+        if model.inference_url and self._upstreams.urls:
+            changed.discard("inference_url")
+            await self._change_upstreams(model.inference_url, drains)
+        if changed:
+            logger.warning("changed settings need a restart", extra={"settings": sorted(changed)})
+
+    async def _change_upstreams(self, urls: tuple[str, ...], drains: asyncio.TaskGroup) -> None:
+        """First those that come, then those that go: there is one at every moment."""
+        before = self._upstreams.urls
+        for url in urls:
+            if url not in before:
+                upstream = await self._upstreams.add(url)
+                logger.info("upstream added", extra={"url": upstream.name})
+        for url in before:
+            if url not in urls:
+                drains.create_task(self._drain(self._upstreams.take(url)))
+
+    async def _drain(self, upstream: HttpBackend) -> None:
+        logger.info("upstream leaves", extra={"url": upstream.name})
+        try:
+            await self._upstreams.release(upstream)
+        except Exception:  # which must not end the others
+            logger.exception("an upstream could not be released", extra={"url": upstream.name})
+        else:
+            logger.info("upstream removed", extra={"url": upstream.name})
+
+
+def _stamp(file: Path) -> Stamp:
+    """What changes when a file does; a mounted one is another file then, behind a link."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
