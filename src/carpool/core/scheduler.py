@@ -32,6 +32,7 @@ from carpool.errors import (
     BackendError,
     BatchFailed,
     BatchTooLarge,
+    CallerError,
     Overloaded,
     ShuttingDown,
     TimedOut,
@@ -453,7 +454,7 @@ class Scheduler:
         """What an error says of the replica: nothing, where it was about what it was sent."""
         if isinstance(error, Overloaded | Unavailable) and error.retry_after:
             replica.breaker.pause(now + error.retry_after)
-        if isinstance(error, BatchFailed | BatchTooLarge | Overloaded) and not search.is_outage:
+        if isinstance(error, BatchFailed | BatchTooLarge | CallerError | Overloaded) and not search.is_outage:
             replica.breaker.undecided()
         else:
             replica.breaker.failed(now)
