@@ -36,6 +36,7 @@ _EVERYWHERE = (
 _LOCAL = (
     tei_routes.TOKENIZE,
     tei_routes.DECODE,
+    replace(tei_routes.EMBED, path="/"),  # what the model does usually
     replace(cohere_routes.RERANK, path="/v1/rerank"),
     replace(cohere_routes.RERANK, path="/v2/rerank"),
 )
