@@ -6,6 +6,7 @@
     │   └── MissingExtra       an optional dependency is not installed
     ├── CallerError            the caller's: retrying the same request will not help
     │   ├── BadInput     400   the body is not what the route takes
+    │   │   └── Unsupported    it may be, but the model or the upstream cannot do that
     │   ├── NotFound     404   no such route
     │   ├── WrongMethod  405   the route exists, the method does not
     │   ├── TooLarge     413   the body is over the limit
@@ -63,6 +64,10 @@ class CallerError(CarpoolError):
 
 class BadInput(CallerError):
     """The body is not what the route takes."""
+
+
+class Unsupported(BadInput):
+    """The model or the upstream that is served cannot do what was asked of it."""
 
 
 class NotFound(CallerError):

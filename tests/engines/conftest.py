@@ -30,7 +30,8 @@ def embed() -> Embed:
     """What `run` returns, read back into numbers."""
 
     def embed(engine: TextEmbedding, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.array([orjson.loads(row) for row in engine.run(texts)], dtype=np.float32)
+        rows = [bytes(row) for row in engine.run(texts) if isinstance(row, bytes)]
+        return np.array([orjson.loads(row) for row in rows], dtype=np.float32)
 
     return embed
 

@@ -16,8 +16,9 @@ from carpool.core.policy import BatchPolicy
 from carpool.core.replica import Capacity
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
-from carpool.server.app import BATCHED_ROUTES, create_app
+from carpool.server.app import create_app
 from carpool.server.fast_lane import FastLaneProtocol, fast_lane
+from carpool.server.routes import batched_routes
 from carpool.server.service import BodyLimits, ServedModel, Service
 
 
@@ -80,7 +81,7 @@ async def lane(backend: Echo, limit: int = 1000, keep_alive: float = 75.0) -> As
     await service.start()
     config = uvicorn.Config(
         create_app(service),
-        http=fast_lane(service, BATCHED_ROUTES),
+        http=fast_lane(service, batched_routes(service)),
         log_config=None,
         access_log=False,
         timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # a test cannot wait for whole seconds

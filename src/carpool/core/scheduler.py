@@ -33,6 +33,7 @@ from carpool.errors import (
     BackendError,
     BatchFailed,
     BatchTooLarge,
+    CallerError,
     Overloaded,
     ShuttingDown,
     TimedOut,
@@ -476,7 +477,7 @@ class Scheduler:
         """What an error says of the replica: nothing, where it was about what it was sent."""
         if isinstance(error, Overloaded | Unavailable) and error.retry_after:
             replica.breaker.pause(now + error.retry_after)
-        says_nothing = isinstance(error, BatchFailed | BatchTooLarge | Overloaded | Abandoned)
+        says_nothing = isinstance(error, _SAYS_NOTHING)
         if says_nothing and not search.is_outage:
             replica.breaker.undecided()
         else:
@@ -560,6 +561,8 @@ class Scheduler:
         return request.ended
 
 
+# What a replica did not like in a batch, had no time for, or was not asked any more.
+_SAYS_NOTHING = (BatchFailed, BatchTooLarge, CallerError, Overloaded, Abandoned)
 _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a later moment, may make good
 
 

@@ -27,8 +27,9 @@ _SMALLEST_NORM = np.float32(1e-12)  # what torch.nn.functional.normalize divides
 
 
 def mean(states: Floats, mask: Ints) -> Floats:
-    """The mean of each text's token states, times its number of tokens: the length is made 1 anyway."""
+    """The mean of each text's token states."""
     total: Floats = np.matmul(mask[:, None, :].astype(np.float32), states)[:, 0]
+    total /= mask.sum(axis=1, keepdims=True, dtype=np.float32)
     return total
 
 
@@ -58,6 +59,11 @@ def normalise(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = np.ascontiguousarray(vectors / np.maximum(lengths, _SMALLEST_NORM), dtype=np.float32)
     return unit
+
+
+def dumps(value: object) -> bytes:
+    """Anything else that is a result, as JSON."""
+    return orjson.dumps(value)
 
 
 def to_json(vectors: Floats) -> list[bytes]:

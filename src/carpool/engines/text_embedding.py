@@ -6,17 +6,19 @@ It joins the parts and knows none of their libraries but numpy: which one comput
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from carpool.engines import grouping, pooling
 from carpool.engines.base import EngineInfo, Session, Sessions
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
-from carpool.errors import MissingExtra, ModelError
+from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
+from carpool.wire.base import CountedJson
+from carpool.wire.call import EMBED, Call, Scalar
 
 try:
     import numpy as np
@@ -24,8 +26,11 @@ except ImportError as error:
     raise MissingExtra("numpy", "local") from error
 
 if TYPE_CHECKING:
-    from carpool.engines.base import Ints
+    from carpool.engines.base import Floats, Ints
 
+Items: TypeAlias = "Sequence[str | list[int]]"
+Parameters: TypeAlias = "Mapping[str, Scalar]"
+Finish: TypeAlias = "Callable[[Floats], list[Any]]"
 EngineName: TypeAlias = Literal["auto", "openvino", "onnxruntime"]
 
 _REQUIRED = frozenset({"input_ids", "attention_mask"})
@@ -53,15 +58,78 @@ class TextEmbedding:
     def __repr__(self) -> str:
         return f"TextEmbedding({self.info})"
 
-    def run(self, texts: Sequence[str]) -> list[bytes]:
-        """One JSON array for each text, in order."""
-        ids = self._tokenizer.ids(texts)
+    def run(self, texts: Sequence[str | list[int]], call: Call = EMBED) -> list[bytes | BadInput]:
+        """One JSON value for each text, or for its token ids, in order: a vector, or what `call` asks for."""
+        operation = _OPERATIONS.get(call.operation)
+        if operation is None:
+            raise Unsupported(f"the model cannot {call.operation}", f"it can: {', '.join(_OPERATIONS)}")
+        return operation(self, texts, dict(call.parameters))
+
+    def _run_embed(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+        """Vectors of length 1 unless `normalize` is false; the first `dimensions` of their numbers."""
+        rows = self._rows(items, parameters)
+        width = int(parameters.get("dimensions", self.info.dimensions))
+        if width > self.info.dimensions:
+            refusal = f"`dimensions` must be at most {self.info.dimensions}. Given: {width}"
+            return [BadInput(refusal) for _ in rows]
+        as_it_is = not parameters.get("normalize", True)
+
+        def finish(vectors: Floats) -> list[bytes]:
+            vectors = np.ascontiguousarray(vectors[:, :width])
+            return pooling.to_json(vectors if as_it_is else pooling.normalise(vectors))
+
+        results = iter(self._each([row for row in rows if isinstance(row, list)], finish))
+        return [_counted(next(results), len(row)) if isinstance(row, list) else row for row in rows]
+
+    def _run_similarity(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+        """The cosine of each to the `source_sentence`: a bi-encoder's similarity."""
+        scores = self._scores(items, str(parameters.get("source_sentence", "")), parameters)
+        return [score if isinstance(score, BadInput) else b"%.7g" % score for score in scores]
+
+    def _run_rerank(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+        """The same to the `query`, as ranks. There is no logit behind it: `raw_scores` are the same ones."""
+        scores = self._scores(items, str(parameters.get("query", "")), parameters)
+        return [
+            score if isinstance(score, BadInput) else b'{"index":%d,"score":%.7g}' % (place, score)
+            for place, score in enumerate(scores)
+        ]
+
+    def _run_tokenize(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+        _refuse_prompt(parameters)
+        texts = [str(item) for item in items]
+        special = bool(parameters.get("add_special_tokens", True))
+        return [pooling.dumps(tokens) for tokens in self._tokenizer.tokens(texts, special)]
+
+    def _run_decode(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+        rows = [list(item) for item in items if not isinstance(item, str)]
+        skip = bool(parameters.get("skip_special_tokens", True))
+        return [pooling.dumps(text) for text in self._tokenizer.decode(rows, skip)]
+
+    def _scores(self, items: Items, question: str, parameters: Parameters) -> list[float | BadInput]:
+        rows = self._rows([question, *items], parameters)
+        if isinstance(rows[0], BadInput):
+            return [rows[0] for _ in items]
+        vectors = iter(self._each([row for row in rows if isinstance(row, list)], _unit_vectors))
+        asked = next(vectors)
+        return [float(asked @ next(vectors)) if isinstance(row, list) else row for row in rows[1:]]
+
+    def _rows(self, items: Items, parameters: Parameters) -> list[list[int] | BadInput]:
+        """Token ids. The usual takes the short way: texts alone, cut on the right."""
+        _refuse_prompt(parameters)
+        truncate = bool(parameters.get("truncate", True))
+        left = parameters.get("truncation_direction") == "Left"
+        if truncate and not left and all(isinstance(item, str) for item in items):
+            return [*self._tokenizer.ids([str(item) for item in items])]
+        return self._tokenizer.rows(items, truncate, left)
+
+    def _each(self, ids: Sequence[list[int]], finish: Finish) -> list[Any]:
+        """What `finish` makes of the vector of each row, in order."""
         groups = grouping.plan([len(row) for row in ids], self._shared.streams)
         batches = [[ids[index] for index in group] for group in groups]
-        results = [b""] * len(texts)
-        for group, vectors in zip(groups, self._embed_all(batches), strict=True):
-            for index, vector in zip(group, vectors, strict=True):
-                results[index] = vector
+        results: list[Any] = [None] * len(ids)
+        for group, made in zip(groups, self._embed_all(batches, finish), strict=True):
+            for index, result in zip(group, made, strict=True):
+                results[index] = result
         return results
 
     def warmup(self) -> None:
@@ -74,21 +142,45 @@ class TextEmbedding:
         step = grouping.WIDTH_STEP
         row = [self._tokenizer.pad_id]
         for width in range(min(_WARM_TEXT_TOKENS, self.info.max_tokens), 0, -step):
-            self._embed_all([[row * width]])
+            self._embed_all([[row * width]], _unit_vectors)
         for rows in range(_WARM_GROUP_TOKENS // step, 0, -1):
             # Two at least, or it would be taken for a text that is alone.
-            self._embed_all([[row * step] * rows] * max(2, self._shared.streams))
+            self._embed_all([[row * step] * rows] * max(2, self._shared.streams), _unit_vectors)
 
-    def _embed_all(self, batches: Sequence[list[list[int]]]) -> list[list[bytes]]:
+    def _embed_all(self, batches: Sequence[list[list[int]]], finish: Finish) -> list[list[Any]]:
         if len(batches) == 1:
-            return [self._embed(self._solo, batches[0])]
-        return list(self._streams.map(partial(self._embed, self._shared), batches))
+            return [self._embed(finish, self._solo, batches[0])]
+        return list(self._streams.map(partial(self._embed, finish, self._shared), batches))
 
-    def _embed(self, session: Session, rows: list[list[int]]) -> list[bytes]:
+    def _embed(self, finish: Finish, session: Session, rows: list[list[int]]) -> list[Any]:
         ids, mask = pad(rows, self._tokenizer)
         states = session.infer(_feeds(session, ids, mask))
         vectors = states if states.ndim == 2 else self._pool(states, mask)
-        return pooling.to_json(pooling.normalise(vectors))
+        return finish(vectors)
+
+
+_OPERATIONS: Mapping[str, Callable[[TextEmbedding, Items, Parameters], list[bytes | BadInput]]] = {
+    "embed": TextEmbedding._run_embed,
+    "similarity": TextEmbedding._run_similarity,
+    "rerank": TextEmbedding._run_rerank,
+    "tokenize": TextEmbedding._run_tokenize,
+    "decode": TextEmbedding._run_decode,
+}
+
+
+def _unit_vectors(vectors: Floats) -> list[Any]:
+    return list(pooling.normalise(vectors))
+
+
+def _counted(vector: bytes, tokens: int) -> bytes:
+    counted = CountedJson(vector)
+    counted.tokens = tokens
+    return counted
+
+
+def _refuse_prompt(parameters: Parameters) -> None:
+    if parameters.get("prompt_name") is not None:
+        raise Unsupported("the model has no prompts", "leave out `prompt_name`")
 
 
 def load(directory: str | Path, engine: EngineName = "auto", threads: int = 0) -> TextEmbedding:

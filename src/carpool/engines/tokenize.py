@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from carpool.errors import MissingExtra, ModelError
+from carpool.errors import BadInput, MissingExtra, ModelError
 
 try:
     import tokenizers
@@ -31,6 +31,8 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         self._tokenizer = tokenizer
+        self._known = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._around = _around(tokenizer)
 
     def __repr__(self) -> str:
         return f"TextTokenizer(max_tokens={self.max_tokens}, pad_id={self.pad_id})"
@@ -40,6 +42,56 @@ class TextTokenizer:
         # "fast" leaves out the offsets, which nothing here reads.
         encodings = self._tokenizer.encode_batch_fast([_well_formed(text) for text in texts])
         return [encoding.ids for encoding in encodings]
+
+    def rows(
+        self, items: Sequence[str | Sequence[int]], truncate: bool = True, left: bool = False
+    ) -> list[list[int] | BadInput]:
+        """The token ids of texts, and of token ids with the special tokens around them where they have none.
+
+        They are cut on the `left` or the right; without `truncate` what is too long is an error.
+        """
+        texts = [item for item in items if isinstance(item, str)]
+        encoded = iter(self._uncut(texts))
+        return [
+            self._fit(next(encoded) if isinstance(item, str) else list(item), truncate, left) for item in items
+        ]
+
+    def tokens(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[dict[str, Any]]]:
+        """What each text is cut into. Places are in characters; special tokens have none."""
+        self._tokenizer.no_truncation()
+        try:
+            texts = [_well_formed(text) for text in texts]
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        finally:
+            self._tokenizer.enable_truncation(self.max_tokens)
+        return [_described(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """The text of each row of token ids; ids that the model does not know are left out."""
+        return self._tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens)
+
+    def _uncut(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        self._tokenizer.no_truncation()
+        try:
+            return self.ids(texts)
+        finally:
+            self._tokenizer.enable_truncation(self.max_tokens)
+
+    def _fit(self, ids: list[int], truncate: bool, left: bool) -> list[int] | BadInput:
+        unknown = next((one for one in ids if one >= self._known), None)
+        if unknown is not None:
+            return BadInput(f"token id {unknown} is not in the vocabulary of {self._known}")
+        before, after = self._around
+        inner = ids[len(before) :] if ids[: len(before)] == before else ids
+        if after and inner[-len(after) :] == after:
+            inner = inner[: -len(after)]
+        room = self.max_tokens - len(before) - len(after)
+        if len(inner) > room and not truncate:
+            given = len(inner) + len(before) + len(after)
+            return BadInput(f"`inputs` must have less than {self.max_tokens} tokens. Given: {given}")
+        return before + (inner[-room:] if left else inner[:room]) + after
 
 
 def read_tokenizer(directory: Path) -> TextTokenizer:
@@ -73,6 +125,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds {type(value).__name__}", "expected: a JSON object")
     return value
+
+
+def _around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens before and after every text, learned from a first one."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def _described(text: str, encoding: tokenizers.Encoding) -> list[dict[str, Any]]:
+    described = []
+    for number, token, (start, stop), special in zip(
+        encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
+    ):
+        place = {"start": None, "stop": None} if special else {"start": start, "stop": stop}
+        written = token if special else text[start:stop]
+        described.append({"id": number, "text": written, "special": bool(special)} | place)
+    return described
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:

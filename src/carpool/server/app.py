@@ -7,8 +7,9 @@ validating them with pydantic would cost more than all the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,15 +20,13 @@ from starlette.requests import ClientDisconnect
 
 from carpool.errors import CarpoolError, NotFound, WrongMethod
 from carpool.observe import metrics
+from carpool.server.routes import batched_routes, nearest_dialect, read_routes
 from carpool.server.service import Service
-from carpool.wire import native, predict
 from carpool.wire.base import JSON, Reply, Route
 
 _UNREAD = Response(status_code=499)  # to a caller that has hung up
 
-BATCHED_ROUTES = (native.EMBED, predict.PREDICT)
-
-_DESCRIPTION = "Requests that arrive alone leave together: one input a request, batched for the model."
+_DESCRIPTION = "Requests that arrive alone leave together: one input a request or many, batched for the model."
 
 
 def create_app(service: Service) -> FastAPI:
@@ -46,11 +45,13 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would cost a client its body, and hide a wrong URL
     )
-    for route in BATCHED_ROUTES:
+    routes = batched_routes(service)
+    for route in routes:
         _add_batched(app, service, route)
-    _add_health(app, service)
+    for path, (read, summary) in read_routes(service).items():
+        _add_get(app, path, _reader(read), summary)
     _add_metrics(app, service)
-    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(HTTPException, partial(_refuse, {route.path: route for route in routes}))
     if service.passthrough is not None:
         app.router.default = service.passthrough
     return app
@@ -84,11 +85,11 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
     )
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
-    async def health() -> Response:
-        return _response(service.health())
+def _reader(read: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
+    async def endpoint() -> Response:
+        return _response(read())
 
-    _add_get(app, "/health", health, "Whether requests can be served now; 503 with the reason if not.")
+    return endpoint
 
 
 def _add_metrics(app: FastAPI, service: Service) -> None:
@@ -140,22 +141,21 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _refuse(routes: Mapping[str, Route], request: Request, error: Exception) -> Response:
     """An unknown route or method, in the dialect of the route that was nearest to be meant."""
     assert isinstance(error, HTTPException)
-    known = [route.path for route in BATCHED_ROUTES] + ["/health", "/metrics", "/docs"]
     path = request.url.path
     refusal: CarpoolError
     if error.status_code == 404:
+        known = [*routes, "/health", "/metrics", "/docs"]
         refusal = NotFound(f"there is no route {path}", f"allowed: {', '.join(known)}")
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         refusal = WrongMethod(f"{path} does not take {request.method}", f"allowed: {allowed}", allowed)
     else:
         refusal = CarpoolError(str(error.detail))
-    dialects = {route.path: route.encode_error for route in BATCHED_ROUTES}
-    reply = dialects.get(path, native.encode_error)(refusal)
-    return _response(reply)
+    encode_error = routes[path].encode_error if path in routes else nearest_dialect(path)
+    return _response(encode_error(refusal))
 
 
 def _response(reply: Reply) -> Response:

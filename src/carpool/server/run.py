@@ -15,8 +15,9 @@ from typing import Protocol
 import uvicorn
 
 from carpool.errors import ConfigError
-from carpool.server.app import BATCHED_ROUTES, create_app
+from carpool.server.app import create_app
 from carpool.server.fast_lane import fast_lane
+from carpool.server.routes import batched_routes
 from carpool.server.service import Service
 
 _KEEP_ALIVE_SECONDS = 75  # longer than the 60 s after which common load balancers drop an idle connection
@@ -113,7 +114,7 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
     """
     config = uvicorn.Config(
         create_app(service),
-        http=fast_lane(service, BATCHED_ROUTES),
+        http=fast_lane(service, batched_routes(service)),
         log_config=None,
         access_log=False,
         server_header=False,

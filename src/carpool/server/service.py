@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from carpool.backends.base import Backend
 from carpool.core.request import Request
@@ -52,6 +53,18 @@ class ServedModel:
     backends: Sequence[Backend[bytes, EncodedJson]]
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
+
+    def told(self) -> dict[str, Any]:
+        """What its backends say of themselves, where they do: the worker process of what it has loaded."""
+        for backend in self.backends:
+            if info := getattr(backend, "info", None):
+                return dict(info)
+        return {}
+
+    def names(self) -> list[str]:
+        """What callers may call it: its own name, and what its upstreams call it."""
+        theirs = [getattr(getattr(backend, "description", None), "model", "") for backend in self.backends]
+        return list(dict.fromkeys([self.name, *filter(None, theirs)]))
 
 
 class Service:
@@ -114,6 +127,10 @@ class Service:
             self.trouble(), int(time.time()), upstreams if self.passthrough is not None else ()
         )
 
+    def serves(self, name: str) -> bool:
+        """Whether a model's name means what is served here. One local model answers to any name."""
+        return self.passthrough is None or name in self.models[0].names()
+
     def read_head(self, route: Route, headers: Mapping[str, str]) -> Terms:
         """On what terms a request travels, by its headers (lower-case names), before its body is read.
 
@@ -140,6 +157,8 @@ class Service:
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
         model = self.models[0]
+        if route.choose is not None:
+            route = route.choose(body)
         try:
             if self._stopping:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
@@ -150,8 +169,8 @@ class Service:
                 partial(_deliver, route, ask.encode or route.encode, on_reply),
                 costs=None if model.cost is None else [model.cost(item) for item in items],
                 tenant=terms.tenant,
-                weight=terms.weight,
-                timeout=terms.timeout,
+                weight=terms.weight if ask.weight is None else ask.weight,
+                timeout=terms.timeout if ask.timeout is None else ask.timeout,
                 key=items if model.dedupe else None,
                 group=ask.group,
             )

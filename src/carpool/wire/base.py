@@ -39,16 +39,25 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return b"".join(self.pieces)
 
 
+class CountedJson(bytes):
+    """A result whose maker has counted its item's tokens: `tokens` is how many were run."""
+
+    tokens: int = 0
+
+
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for: `items` to run, each the JSON that the caller wrote.
 
     Only items of the same `group` travel together: it holds whatever must be equal within a batch. `encode`
-    takes the place of the route's own where the shape of the answer depends on the question.
+    takes the place of the route's own where the shape of the answer depends on the question. `weight` and
+    `timeout` (seconds) take the place of what the headers say, where a dialect has them in the body.
     """
 
     items: Sequence[bytes]
     group: Hashable = None
     encode: Encode | None = None
+    weight: float | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,9 @@ class Route:
     """A batched POST route as data: how its body becomes items and how their results become a body.
 
     `decode` raises `BadInput`. `encode` takes the results, which are JSON already, and how long the request
-    took in seconds. `payload` says which of the body limits holds. The rest is for the documentation.
+    took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
+    several dialects: it gives the route, of the same path, that a body is meant for. The rest is for the
+    documentation.
     """
 
     path: str
@@ -69,6 +80,7 @@ class Route:
     request_schema: dict[str, Any]
     response_schema: dict[str, Any]
     error_schema: dict[str, Any]
+    choose: Callable[[bytes], Route] | None = None
 
 
 class TextField:

@@ -12,6 +12,8 @@ knows no dialect: the names here are the ones that Text Embeddings Inference gav
     rerank           a text                        {"index": 3, "score": 0.9}: how well it answers `query`;
                                                    the index is its place in the batch, of no use to a caller
     similarity       a text                        a number: how similar it is to `source_sentence`
+    tokenize         a text                        [{"id": 7, "text": "a", "special": false, ...}, ...]
+    decode           token ids                     a text
 
 Items and results are JSON: a text is `b'"text"'`, token ids are `b"[101, 102]"`.
 """
@@ -20,17 +22,21 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Self
 
-Operation = Literal["embed", "embed_all", "embed_sparse", "predict", "rerank", "similarity"]
+Operation = Literal[
+    "embed", "embed_all", "embed_sparse", "predict", "rerank", "similarity", "tokenize", "decode"
+]
 Scalar = str | int | float | bool
 
 # Parameters that a call may have. `query` belongs to rerank and `source_sentence` to similarity.
 PARAMETERS = (
+    "add_special_tokens",
     "dimensions",
     "model",
     "normalize",
     "prompt_name",
     "query",
     "raw_scores",
+    "skip_special_tokens",
     "source_sentence",
     "truncate",
     "truncation_direction",

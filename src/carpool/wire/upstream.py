@@ -15,13 +15,13 @@ import msgspec
 from carpool.core.replica import Capacity
 from carpool.errors import (
     BackendError,
-    BadInput,
     BatchFailed,
     BatchTooLarge,
     CarpoolError,
     Overloaded,
     Unavailable,
     Unreachable,
+    Unsupported,
 )
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
@@ -55,7 +55,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What an upstream speaks. `exchange` raises `BadInput` for a call that cannot be said in it.
+    """What an upstream speaks. `exchange` raises `Unsupported` for a call that cannot be said in it.
 
     `main` is the path of its embeddings, `health` where to ask whether it is well.
     """
@@ -81,7 +81,7 @@ def parameters_of(call: Call, taken: Iterable[str], ignored: Mapping[str, Any] =
         if name in taken:
             continue
         if name not in ignored or ignored[name] not in (None, value):
-            raise BadInput(
+            raise Unsupported(
                 f"the upstream cannot {call.operation} with {name} = {value!r}",
                 f"parameters that it takes: {', '.join(taken) or 'none'}",
             )
@@ -89,9 +89,9 @@ def parameters_of(call: Call, taken: Iterable[str], ignored: Mapping[str, Any] =
     return given
 
 
-def cannot(call: Call, dialect: str, operations: Iterable[str]) -> BadInput:
+def cannot(call: Call, dialect: str, operations: Iterable[str]) -> Unsupported:
     """The refusal of an operation that a dialect has no word for."""
-    return BadInput(
+    return Unsupported(
         f"the upstream cannot {call.operation}", f"it speaks {dialect}, which can: {', '.join(operations)}"
     )
 

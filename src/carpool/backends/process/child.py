@@ -16,16 +16,22 @@ from typing import Any, Protocol
 import msgspec
 
 from carpool.backends.process import frames
-from carpool.errors import CarpoolError
+from carpool.errors import BadInput, CarpoolError, Unsupported
+from carpool.wire.base import CountedJson
 
 
 class Model(Protocol):
-    """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item."""
+    """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item.
+
+    A model that can do more than one thing takes a `Call` as a second argument, where the usual is not what is
+    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, or a `BadInput` for
+    an item that it will not take.
+    """
 
     @property
     def info(self) -> dict[str, Any]: ...  # noqa: D102
 
-    def run(self, items: Sequence[Any], /) -> Sequence[bytes]: ...  # noqa: D102
+    def run(self, items: Sequence[Any], /) -> Sequence[bytes | BadInput]: ...  # noqa: D102
 
 
 def serve(connection: socket.socket) -> None:
@@ -56,12 +62,26 @@ def load(loader: str, arguments: dict[str, Any]) -> Model:
     return model
 
 
-def answer(model: Model, batch: frames.Run) -> frames.Answer | frames.Failed:
+def answer(model: Model, batch: frames.Run) -> frames.FromChild:
     """Run one batch; whatever the model raises becomes a message."""
+    asked = () if batch.call is None else (batch.call,)
     try:
-        return frames.Answer(batch.number, list(model.run(msgspec.json.decode(batch.items))))
+        return _answer(batch.number, model.run(msgspec.json.decode(batch.items), *asked))
+    except Unsupported as error:
+        return frames.Rejected(batch.number, error.message, error.detail)
     except Exception as error:
         return frames.Failed(batch.number, type(error).__name__, str(error))
+
+
+def _answer(number: int, results: Sequence[bytes | BadInput]) -> frames.Answer:
+    return frames.Answer(
+        number,
+        [b"" if isinstance(result, BadInput) else bytes(result) for result in results],
+        [result.tokens if isinstance(result, CountedJson) else 0 for result in results]
+        if any(isinstance(result, CountedJson) for result in results)
+        else [],
+        {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
+    )
 
 
 def _refusal(error: Exception) -> frames.Refused:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from carpool.wire.call import Call
+
 LENGTH_BYTES = 4
 
 
@@ -33,17 +35,35 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
-    """To the child: run these items as one batch. They are one JSON array, each as its caller wrote it."""
+    """To the child: run these items as one batch. They are one JSON array, each as its caller wrote it.
+
+    `call` says what is asked, where it is not the usual.
+    """
 
     number: int
     items: bytes
+    call: Call | None = None
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
-    """From the child: one result per item of the batch `number`, JSON already."""
+    """From the child: one result per item of the batch `number`, JSON already.
+
+    `tokens` counts those of each item, where the model counts; `refused` says by their places which items the
+    model would not take, and why.
+    """
 
     number: int
     results: list[bytes]
+    tokens: list[int] = []
+    refused: dict[int, str] = {}
+
+
+class Rejected(msgspec.Struct, tag=True, frozen=True):
+    """From the child: the model cannot do what was asked of it with the batch `number`."""
+
+    number: int
+    message: str
+    detail: str
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -55,7 +75,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 
 
 ToChild = Load | Run
-FromChild = Ready | Refused | Answer | Failed
+FromChild = Ready | Refused | Answer | Failed | Rejected
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

@@ -17,7 +17,18 @@ from typing import Any
 
 from carpool.backends.process import frames
 from carpool.core.replica import Capacity
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, CarpoolError, ModelError, Unavailable
+from carpool.errors import (
+    BackendError,
+    BadInput,
+    BatchFailed,
+    BatchTooLarge,
+    CarpoolError,
+    ModelError,
+    Unavailable,
+    Unsupported,
+)
+from carpool.wire.base import CountedJson
+from carpool.wire.call import Call
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +128,13 @@ class ProcessBackend:
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
-    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[bytes]:
-        """Run one batch of JSON values; one more for each. While a worker is being replaced, this waits."""
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[Any]:
+        """Run one batch of JSON values; one more for each, or the error of an item that the model refuses.
+
+        `group` is a `Call`, or `None` for what the model does usually. While a worker is being replaced, this
+        waits.
+        """
+        call = group if isinstance(group, Call) else None
         async with self._turn:
             if self._worker is None:
                 raise Unavailable("the model is not loaded yet", "call start() first")
@@ -126,7 +142,7 @@ class ProcessBackend:
             self._batches += 1
             number = self._batches
             try:
-                reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]"))
+                reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]", call))
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or it hangs, or nobody wants its answer: only a new one is sure to be idle. The
                 # next batch must wait for that one, and not fail on this one before its end is noticed.
@@ -204,13 +220,26 @@ class ProcessBackend:
         return self._worker
 
 
-def _results(reply: frames.FromChild, number: int) -> list[bytes]:
+def _results(reply: frames.FromChild, number: int) -> list[Any]:
     match reply:
-        case frames.Answer(answered, results) if answered == number:
-            return results
+        case frames.Answer() if reply.number == number:
+            return _paired(reply)
+        case frames.Rejected(answered, message, detail) if answered == number:
+            raise Unsupported(message, detail)
         case frames.Failed(answered, kind, message) if answered == number:
             failure = (BatchTooLarge if kind in _OUT_OF_MEMORY else BatchFailed)(f"the model raised {kind}")
             failure.__cause__ = RuntimeError(message)
             raise failure
         case _:
             raise BackendError("the worker process answered something else", "nothing of it was used")
+
+
+def _paired(answer: frames.Answer) -> list[Any]:
+    """The results, each with its number of tokens, where the model counted, or its item's error."""
+    results: list[Any] = list(answer.results)
+    for place, tokens in enumerate(answer.tokens):
+        results[place] = CountedJson(results[place])
+        results[place].tokens = tokens
+    for place, message in answer.refused.items():
+        results[place] = BadInput(message)
+    return results

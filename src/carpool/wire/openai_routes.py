@@ -1,0 +1,191 @@
+"""The dialect of OpenAI's embeddings API, from its server's side: routes and errors."""
+
+from __future__ import annotations
+
+import sys
+from array import array as machine_array
+from binascii import b2a_base64
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from carpool.errors import BackendError, BadInput, CallerError, CarpoolError, NotFound, Overloaded
+from carpool.wire.base import Ask, CountedJson, EncodedJson, Reply, Route, decode_json, error_headers
+from carpool.wire.call import Call
+from carpool.wire.inputs import TokenId, elements, is_blank, items_of
+
+_MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
+_EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
+
+
+class _Body(msgspec.Struct):
+    # Not list[str] | list[list[int]]: a union has one kind of array, so the rest is checked by hand.
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class _Written(msgspec.Struct):
+    input: msgspec.Raw
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_WRITTEN = msgspec.json.Decoder(_Written)
+_NUMBERS = msgspec.json.Decoder(list[float])
+
+
+def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
+    """The route; `model` is what is served where a body names none, and `serves` says which names mean it too.
+
+    Another name is left to the upstream.
+    """
+    return Route(
+        path="/v1/embeddings",
+        payload="text",
+        decode=partial(_decode, model, serves),
+        encode=partial(_encode, (), model, False),
+        encode_error=encode_error,
+        statuses=(400, 408, 413, 415, 429, 500, 502, 503),
+        summary="Texts or token ids in, vectors out, as OpenAI has it.",
+        request_schema=_REQUEST_SCHEMA,
+        response_schema=_RESPONSE_SCHEMA,
+        error_schema=ERROR_SCHEMA,
+    )
+
+
+def _decode(model: str, serves: Callable[[str], bool], body: bytes) -> Ask:
+    asked = decode_json(_BODY, body, _EXPECTED)
+    inputs = asked.input
+    if is_blank(inputs):
+        raise BadInput("`input` is empty", "expected at least one text, none of them empty")
+    if isinstance(inputs, list) and len({type(one) for one in inputs}) > 1:
+        raise BadInput("`input` mixes texts and token ids", f"expected {_EXPECTED}")
+    items = items_of(inputs, bytes(_WRITTEN.decode(body).input))
+    if len(items) > _MOST_INPUTS:
+        raise BadInput(f"`input` has {len(items)} inputs", f"allowed: {_MOST_INPUTS}")
+    named = asked.model or model
+    call = Call.of("embed", dimensions=asked.dimensions, model=None if serves(named) else named)
+    encode = partial(_encode, items, named, asked.encoding_format == "base64")
+    return Ask(items, call if call.parameters else None, encode)
+
+
+def _encode(
+    items: Sequence[bytes], model: str, base64: bool, results: Sequence[EncodedJson], seconds: float
+) -> Sequence[EncodedJson]:
+    pieces: list[EncodedJson] = [b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":']
+    for place, vector in enumerate(results):
+        if place:
+            pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
+        pieces.append(_as_base64(vector) if base64 else vector)
+    tokens = sum(map(_tokens, items, results))
+    usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
+    pieces += (b'}],"model":', msgspec.json.encode(model), usage)
+    return pieces
+
+
+def _tokens(item: bytes, result: EncodedJson) -> int:
+    """As many as the model has run; in front of an upstream 0 for a text, as nobody here has counted them."""
+    if isinstance(result, CountedJson):
+        return result.tokens
+    return len(elements(item)) if item[:1] == b"[" else 0
+
+
+def _as_base64(vector: EncodedJson) -> bytes:
+    """The only place where a float is parsed: little-endian float32, as a JSON string."""
+    try:
+        numbers = machine_array("f", _NUMBERS.decode(vector))
+    except (msgspec.DecodeError, OverflowError) as error:
+        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b'"' + b2a_base64(numbers, newline=False) + b'"'
+
+
+def encode_models(names: Sequence[str]) -> Reply:
+    """The reply to `GET /v1/models`."""
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "carpool"} for name in names]
+    return Reply(200, (msgspec.json.encode({"object": "list", "data": data}),))
+
+
+def encode_model(name: str) -> Reply:
+    """The reply to `GET /v1/models/{name}`."""
+    return Reply(
+        200, (msgspec.json.encode({"id": name, "object": "model", "created": 0, "owned_by": "carpool"}),)
+    )
+
+
+def encode_error(error: CarpoolError) -> Reply:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    kind, code = "server_error", None
+    match error:
+        case Overloaded():
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+        case NotFound():
+            kind, code = "invalid_request_error", "model_not_found"
+        case CallerError():
+            kind = "invalid_request_error"
+    param = "input" if isinstance(error, BadInput) and "`input`" in error.message else None
+    body = {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+    return Reply(error.status, (msgspec.json.encode(body),), error_headers(error))
+
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string", "example": "invalid_request_error"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_REQUEST_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "input": {
+            "description": "a text, a list of texts, token ids or a list of such",
+            "example": ["What is vector search?", "What is a batch?"],
+        },
+        "model": {"type": "string", "example": "default"},
+        "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+        "dimensions": {"type": "integer", "minimum": 1},
+        "user": {"type": "string"},
+    },
+}
+_RESPONSE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["object", "index", "embedding"],
+                "properties": {
+                    "object": {"const": "embedding"},
+                    "index": {"type": "integer"},
+                    "embedding": {
+                        "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}],
+                        "example": [0.0183, -0.0412, 0.0077],
+                    },
+                },
+            },
+        },
+        "model": {"type": "string"},
+        "usage": {
+            "type": "object",
+            "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
+        },
+    },
+}
