@@ -17,8 +17,7 @@ from carpool.engines import grouping, pooling
 from carpool.engines.base import EngineInfo, Session, Sessions
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
-from carpool.wire.base import CountedJson
-from carpool.wire.call import EMBED, Call, Scalar
+from carpool.wire.call import EMBED, Call, CountedJson, Scalar
 
 try:
     import numpy as np

@@ -157,7 +157,7 @@ class Service:
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
         model = self.models[0]
-        if route.choose is not None:
+        if route.choose is not None and not body.startswith(route.opening):
             route = route.choose(body)
         try:
             if self._stopping:

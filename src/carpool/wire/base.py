@@ -39,12 +39,6 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return b"".join(self.pieces)
 
 
-class CountedJson(bytes):
-    """A result whose maker has counted its item's tokens: `tokens` is how many were run."""
-
-    tokens: int = 0
-
-
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for: `items` to run, each the JSON that the caller wrote.
 
@@ -66,8 +60,8 @@ class Route:
 
     `decode` raises `BadInput`. `encode` takes the results, which are JSON already, and how long the request
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
-    several dialects: it gives the route, of the same path, that a body is meant for. The rest is for the
-    documentation.
+    several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
+    body that begins with `opening`. The rest is for the documentation.
     """
 
     path: str
@@ -81,6 +75,7 @@ class Route:
     response_schema: dict[str, Any]
     error_schema: dict[str, Any]
     choose: Callable[[bytes], Route] | None = None
+    opening: bytes = b""
 
 
 class TextField:

@@ -63,3 +63,9 @@ class Call(NamedTuple):
 
 
 EMBED = Call()
+
+
+class CountedJson(bytes):
+    """A result whose maker has counted its item's tokens: `tokens` is how many were run."""
+
+    tokens: int = 0

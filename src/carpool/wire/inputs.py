@@ -72,8 +72,6 @@ def by_field(usual: Route, opening: bytes, others: dict[str, Route]) -> Route:
     fields = msgspec.json.Decoder(msgspec.defstruct("Fields", names))
 
     def choose(body: bytes) -> Route:
-        if body.startswith(opening):
-            return usual
         try:
             found = fields.decode(body)
         except ValueError:  # of which all that msgspec raises are
@@ -81,10 +79,10 @@ def by_field(usual: Route, opening: bytes, others: dict[str, Route]) -> Route:
         given = [name for name in (own, *others) if bytes(getattr(found, name))]
         return others.get(given[0], usual) if given else usual
 
-    return _together(usual, [usual, *others.values()], choose)
+    return _together(usual, opening, [usual, *others.values()], choose)
 
 
-def _together(usual: Route, routes: Sequence[Route], choose: Callable[[bytes], Route]) -> Route:
+def _together(usual: Route, opening: bytes, routes: Sequence[Route], choose: Callable[[bytes], Route]) -> Route:
     """The documentation of all of them, with the decoding of whichever is chosen."""
     return Route(
         path=usual.path,
@@ -98,4 +96,5 @@ def _together(usual: Route, routes: Sequence[Route], choose: Callable[[bytes], R
         response_schema={"anyOf": [route.response_schema for route in routes]},
         error_schema={"anyOf": [route.error_schema for route in routes]},
         choose=choose,
+        opening=opening,
     )

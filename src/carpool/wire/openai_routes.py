@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from carpool.errors import BackendError, BadInput, CallerError, CarpoolError, NotFound, Overloaded
-from carpool.wire.base import Ask, CountedJson, EncodedJson, Reply, Route, decode_json, error_headers
-from carpool.wire.call import Call
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers
+from carpool.wire.call import Call, CountedJson
 from carpool.wire.inputs import TokenId, elements, is_blank, items_of
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation

@@ -17,7 +17,7 @@ import msgspec
 
 from carpool.backends.process import frames
 from carpool.errors import BadInput, CarpoolError, Unsupported
-from carpool.wire.base import CountedJson
+from carpool.wire.call import CountedJson
 
 
 class Model(Protocol):

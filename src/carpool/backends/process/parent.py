@@ -27,8 +27,7 @@ from carpool.errors import (
     Unavailable,
     Unsupported,
 )
-from carpool.wire.base import CountedJson
-from carpool.wire.call import Call
+from carpool.wire.call import Call, CountedJson
 
 logger = logging.getLogger(__name__)
 
