@@ -33,7 +33,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from operator import attrgetter
@@ -192,20 +192,23 @@ def run_carpools(plan: Plan, device: Program) -> Iterator[list[Program]]:
         yield [stack.enter_context(run_carpool(name, python, device)) for name, python in plan.carpools.items()]
 
 
+def compare(
+    plan: Plan, upstream: AbstractContextManager[Program], load: Callable[[Program, int], Load]
+) -> dict[str, Rounds]:
+    """Rounds through every carpool, through nginx, and directly."""
+    with upstream as device, run_nginx(device) as nginx, run_carpools(plan, device) as carpools:
+        programs = [*carpools, nginx, Program("directly", device.url)]
+        warm_up(plan, programs)
+        return alternate(plan, device, programs, load)
+
+
 def measure_cost(plan: Plan, floats: int, report: Report) -> None:
     """The first question."""
 
     def load(program: Program, number: int) -> Load:
         return as_much_as_it_takes(program.url, plan.connections, plan.seconds)
 
-    with (
-        run_device(0, 0, 1, floats) as device,
-        run_nginx(device) as nginx,
-        run_carpools(plan, device) as carpools,
-    ):
-        programs = [*carpools, nginx, Program("directly", device.url)]
-        warm_up(plan, programs)
-        rounds = alternate(plan, device, programs, load)
+    rounds = compare(plan, run_device(0, 0, 1, floats), load)
     report.say(f"\n## CPU per request: {floats} floats, {plan.connections} connections, instant upstream\n")
     report.table(
         *("through", "proxy CPU us", "requests/s", "proxy's core busy", "p50 ms", "p99 ms"),
@@ -224,10 +227,10 @@ def measure_cost(plan: Plan, floats: int, report: Report) -> None:
     report.say()
     most, most_of_nginx = BARS[floats]
     yardstick = rounds["nginx"].per_request(lambda used: used.proxy)
-    for carpool in carpools:
-        cost = rounds[carpool.name].per_request(lambda used: used.proxy)
-        report.judge(f"{carpool.name}, CPU per request at {floats} floats", cost, most, " us")
-        report.judge(f"{carpool.name}, nginx's at {floats} floats", cost / yardstick, most_of_nginx, " x")
+    for name in plan.carpools:
+        cost = rounds[name].per_request(lambda used: used.proxy)
+        report.judge(f"{name}, CPU per request at {floats} floats", cost, most, " us")
+        report.judge(f"{name}, nginx's at {floats} floats", cost / yardstick, most_of_nginx, " x")
 
 
 def measure_capacity(plan: Plan, report: Report) -> None:
@@ -285,14 +288,7 @@ def measure_added(plan: Plan, report: Report) -> None:
     def load(program: Program, number: int) -> Load:
         return at_rate(program.url, rate, plan.seconds * 2, f"added {number}")
 
-    with (
-        run_device(A_MS, C_MS, ENOUGH_DEVICES, 384) as device,
-        run_nginx(device) as nginx,
-        run_carpools(plan, device) as carpools,
-    ):
-        programs = [*carpools, nginx, Program("directly", device.url)]
-        warm_up(plan, programs)
-        rounds = alternate(plan, device, programs, load)
+    rounds = compare(plan, run_device(A_MS, C_MS, ENOUGH_DEVICES, 384), load)
     report.say(f"\n## Added latency: {rate:.0f} requests/s, {ENOUGH_DEVICES} devices, so that nothing queues\n")
     report.table(
         *("through", "load", "requests/s", "p50 ms", "p99 ms", "batch", "proxy CPU us"),
@@ -302,9 +298,9 @@ def measure_added(plan: Plan, report: Report) -> None:
         report.say(row_of(f"{name} | {LOADS[0]:.0%}", of))
     report.say()
     direct = rounds["directly"].median(lambda one: one.load.p50_ms)
-    for carpool in carpools:
-        added = rounds[carpool.name].median(lambda one: one.load.p50_ms) - direct
-        report.judge(f"{carpool.name}, p50 added at {LOADS[0]:.0%}", added, ADDED_BAR_MS, " ms")
+    for name in plan.carpools:
+        added = rounds[name].median(lambda one: one.load.p50_ms) - direct
+        report.judge(f"{name}, p50 added at {LOADS[0]:.0%}", added, ADDED_BAR_MS, " ms")
 
 
 def measure_memory(plan: Plan, report: Report) -> None:

@@ -9,6 +9,7 @@ from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
+from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ModelError
@@ -122,12 +123,7 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
-    return ServedModel(name, title, batcher, backends, cost=_estimated_tokens, dedupe=settings.dedupe)
-
-
-def _estimated_tokens(item: bytes) -> float:
-    """About how many tokens the text in a JSON string has: four bytes each, and one at least."""
-    return 1 + len(item) / 4
+    return ServedModel(name, title, batcher, backends, cost=estimated_tokens, dedupe=settings.dedupe)
 
 
 def _upstream(url: str, settings: ModelSettings) -> HttpBackend:

@@ -7,49 +7,29 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
 
 from tests.support.servers import RunningServer, carpool_serve, until
-from tests.support.upstream import Upstream, vector
+from tests.support.upstream import InThread, Upstream, vector
 
 PIECE = b"x" * 65_536
 
 
-class Elsewhere:
-    """An upstream, in a thread of its own, that tells what it was asked and whether its caller stayed."""
+class Elsewhere(InThread):
+    """An upstream that tells what it was asked and whether its caller stayed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked: list[str] = []
         self.gone = threading.Event()
         self.received = 0
-        self.url = ""
-        self._stop: asyncio.Event
-        self._loop: asyncio.AbstractEventLoop
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._ready.wait(10)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        runner = web.ServerRunner(web.Server(self._answer, handler_cancellation=True))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
+    def _runner(self) -> web.BaseRunner:
+        return web.ServerRunner(web.Server(self._answer, handler_cancellation=True))
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.raw_path}")

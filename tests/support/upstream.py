@@ -18,15 +18,11 @@ def vector(text: str) -> list[float]:
     return [number / 2**32 for number in struct.unpack("<4I", hashlib.sha256(text.encode()).digest()[:16])]
 
 
-class Upstream:
-    """Runs in a thread of its own; `batches` is what came, `answer_with` replaces the honest answer."""
+class InThread:
+    """A server in a thread of its own: `_runner`, which runs there, says what it serves. Port 0 is any."""
 
     def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.answer_with: tuple[int, bytes] | None = None
-        self.arrived = threading.Semaphore(0)  # released once for every batch that has come
         self.port = 0
-        self._gate: asyncio.Event
         self._stop: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
         self._ready = threading.Event()
@@ -38,7 +34,6 @@ class Upstream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.let_go()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
@@ -46,6 +41,34 @@ class Upstream:
     def url(self) -> str:
         """Its base URL."""
         return f"http://127.0.0.1:{self.port}"
+
+    def _runner(self) -> web.BaseRunner:
+        raise NotImplementedError
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        runner = self._runner()
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        self.port = runner.addresses[0][1]
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+
+class Upstream(InThread):
+    """An honest one; `batches` is what came, `answer_with` replaces the honest answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = []
+        self.answer_with: tuple[int, bytes] | None = None
+        self.arrived = threading.Semaphore(0)  # released once for every batch that has come
+        self._gate: asyncio.Event
+
+    def __exit__(self, *error: object) -> None:
+        self.let_go()
+        super().__exit__(*error)
 
     def hold(self) -> None:
         """Answer nothing until `let_go`."""
@@ -55,22 +78,14 @@ class Upstream:
         """Answer what waits and what comes."""
         self._loop.call_soon_threadsafe(self._gate.set)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._gate, self._stop = asyncio.Event(), asyncio.Event()
+    def _runner(self) -> web.BaseRunner:
+        self._gate = asyncio.Event()
         self._gate.set()
         app = web.Application(client_max_size=64 * 1024**2)
         app.router.add_post("/embed", self._embed)
         app.router.add_post("/custom/path", self._embed)
         app.router.add_get("/health", self._health)
-        runner = web.AppRunner(app, handler_cancellation=True)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = runner.addresses[0][1]
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        return web.AppRunner(app, handler_cancellation=True)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()

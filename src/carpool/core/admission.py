@@ -14,13 +14,13 @@ from carpool.core.pool import Pool
 from carpool.core.queue import Queue
 from carpool.core.replica import Replica
 from carpool.core.request import Request
+from carpool.core.spread import spread
 from carpool.errors import Overloaded
 
 _SAFETY = 1.5  # times the predicted time to an answer must fit before a deadline, or it is not taken in
 _LONGEST = 30.0  # seconds that anybody is told to stay away
 _SHARE = 0.2  # of the capacity is kept for those who come back
 _JITTER = 0.2
-_GOLDEN = 0.618034  # its multiples modulo 1 spread evenly, in any number and without randomness
 
 
 class Admission:
@@ -125,5 +125,5 @@ class ComeBack:
         pace = 1 / (_SHARE * capacity) if capacity > 0 else 0.0
         self._last = min(max(now + wait, self._last) + pace, now + _LONGEST)
         self._handed_out += 1
-        jitter = 1 + _JITTER * (2 * (self._handed_out * _GOLDEN % 1) - 1)
+        jitter = 1 + _JITTER * (2 * spread(self._handed_out) - 1)
         return max(1, min(int(_LONGEST), ceil((self._last - now) * jitter)))

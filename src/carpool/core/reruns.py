@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from carpool.core.batch import Batch, Part, Search
 from carpool.core.isolation import Budget, cut, halves
+from carpool.core.spread import spread
 
 _TRIES = 3  # of one batch, the first included
 _PAUSE = 0.02  # seconds before the second try; doubled before the third
-_GOLDEN = 0.618034  # its multiples modulo 1 spread evenly, in any number and without randomness
 _SHARE = 0.2  # of all batches may be tried again
 _SAVED = 64.0  # batches: as many as are in flight when a replica dies
 
@@ -67,7 +67,7 @@ class Reruns:
             return True
         if batch.tries >= _TRIES or not self._budget.spend(1):
             return False
-        jitter = 0.5 + self._pushed * _GOLDEN % 1
+        jitter = 0.5 + spread(self._pushed)
         at = now + _PAUSE * 2 ** (batch.tries - 1) * jitter
         self._push(at, batch.parts, batch.search, batch.tries + 1, batch.replica)
         return True

@@ -323,7 +323,7 @@ class Scheduler:
             return self._queue.take(lane, view.limit, budget, check)
         parts = self._take_urgent(now, lane, view.limit, budget, 2 * ready_at - now)
         left = view.limit - sum(stop - start for _, start, stop in parts)
-        left_budget = budget if budget == inf else budget - sum(part.request.cost(*part[1:]) for part in parts)
+        left_budget = budget - sum(request.cost(start, stop) for request, start, stop in parts)
         return self._queue.take(lane, left, left_budget, check, parts)
 
     def _take_urgent(self, now: float, lane: Lane, limit: int, budget: float, next_ready: float) -> list[Part]:

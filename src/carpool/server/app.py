@@ -13,7 +13,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -22,7 +21,7 @@ from carpool.errors import CarpoolError, NotFound, WrongMethod
 from carpool.observe import metrics
 from carpool.server.routes import batched_routes, nearest_dialect, read_routes
 from carpool.server.service import Service
-from carpool.wire.base import JSON, Reply, Route
+from carpool.wire.base import JSON, Reply, Route, json_reply
 
 _UNREAD = Response(status_code=499)  # to a caller that has hung up
 
@@ -95,7 +94,7 @@ def _reader(read: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
 def _add_metrics(app: FastAPI, service: Service) -> None:
     async def read_metrics(request: Request) -> Response:
         if JSON in request.headers.get("accept", ""):
-            return _response(Reply(200, (msgspec.json.encode(service.metrics.summary()),)))
+            return _response(json_reply(service.metrics.summary()))
         return Response(service.metrics.prometheus(), media_type=metrics.CONTENT_TYPE)
 
     summary = "Prometheus text; with `Accept: application/json` a summary in seconds."

@@ -39,6 +39,11 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return b"".join(self.pieces)
 
 
+def json_reply(body: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    """A reply whose body is not JSON yet."""
+    return Reply(status, (msgspec.json.encode(body),), headers)
+
+
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for: `items` to run, each the JSON that the caller wrote.
 

@@ -27,21 +27,6 @@ Operation = Literal[
 ]
 Scalar = str | int | float | bool
 
-# Parameters that a call may have. `query` belongs to rerank and `source_sentence` to similarity.
-PARAMETERS = (
-    "add_special_tokens",
-    "dimensions",
-    "model",
-    "normalize",
-    "prompt_name",
-    "query",
-    "raw_scores",
-    "skip_special_tokens",
-    "source_sentence",
-    "truncate",
-    "truncation_direction",
-)
-
 
 class Call(NamedTuple):
     """An operation, its parameters, and on whose behalf it is called.

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from carpool.errors import BadInput, CarpoolError
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
 from carpool.wire.inputs import elements, is_blank, ranked
 
@@ -65,7 +65,7 @@ def _encode(
 
 def encode_error(error: CarpoolError) -> Reply:
     """`{"message": "..."}`."""
-    return Reply(error.status, (msgspec.json.encode({"message": str(error)}),), error_headers(error))
+    return json_reply({"message": str(error)}, error.status, error_headers(error))
 
 
 RERANK = Route(

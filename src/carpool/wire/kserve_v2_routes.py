@@ -11,7 +11,7 @@ import msgspec
 
 from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput, CarpoolError, Overloaded, TimedOut
-from carpool.wire.base import JSON, Ask, EncodedJson, Reply, Route, decode_json, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 
 _INPUT, _OUTPUT = "text", "embedding"
 _DEEPEST = 8  # dimensions of a tensor
@@ -112,22 +112,22 @@ def _encode(
 
 def encode_server(version: str) -> Reply:
     """The reply to `GET /v2`."""
-    return _reply({"name": "carpool", "version": version, "extensions": []})
+    return json_reply({"name": "carpool", "version": version, "extensions": []})
 
 
 def encode_health(trouble: str | None, name: str) -> Reply:
     """The reply to the health routes; `name` says which of them. Not ready is 400, as it is with Triton."""
-    return _reply({name: trouble is None}, 200 if trouble is None else 400)
+    return json_reply({name: trouble is None}, 200 if trouble is None else 400)
 
 
 def encode_model_ready(model: str, trouble: str | None) -> Reply:
     """The reply to `GET /v2/models/M/ready`."""
-    return _reply({"name": model, "ready": trouble is None}, 200 if trouble is None else 400)
+    return json_reply({"name": model, "ready": trouble is None}, 200 if trouble is None else 400)
 
 
 def encode_model(model: str, dimensions: int) -> Reply:
     """The reply to `GET /v2/models/M`; -1 is any number."""
-    return _reply(
+    return json_reply(
         {
             "name": model,
             "versions": ["1"],
@@ -138,14 +138,10 @@ def encode_model(model: str, dimensions: int) -> Reply:
     )
 
 
-def _reply(body: dict[str, Any], status: int = 200) -> Reply:
-    return Reply(status, (msgspec.json.encode(body),), content_type=JSON)
-
-
 def encode_error(error: CarpoolError) -> Reply:
     """`{"error": "..."}`; a full queue and an expired request are 503, as with Triton."""
     status = 503 if isinstance(error, Overloaded | TimedOut) else error.status
-    return Reply(status, (msgspec.json.encode({"error": str(error)}),), error_headers(error))
+    return json_reply({"error": str(error)}, status, error_headers(error))
 
 
 ERROR_SCHEMA: dict[str, Any] = {

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from carpool.errors import CarpoolError
-from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers
+from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply
 
 decode_embed = TextField("input").ask
 
@@ -21,7 +19,7 @@ def encode_embedding(vectors: Sequence[EncodedJson], seconds: float) -> Sequence
 def encode_error(error: CarpoolError) -> Reply:
     """The error envelope: `{"error": {"code", "message", "detail"}}`."""
     envelope = {"error": {"code": error.status, "message": error.message, "detail": error.detail}}
-    return Reply(error.status, (msgspec.json.encode(envelope),), error_headers(error))
+    return json_reply(envelope, error.status, error_headers(error))
 
 
 def encode_health(
@@ -32,8 +30,8 @@ def encode_health(
     if upstreams:
         body["upstreams"] = [_upstream_health(name, reason) for name, reason in upstreams]
     if trouble is None:
-        return Reply(200, (msgspec.json.encode(body),))
-    return Reply(503, (msgspec.json.encode(body | {"status": "unhealthy", "reason": trouble}),))
+        return json_reply(body)
+    return json_reply(body | {"status": "unhealthy", "reason": trouble}, 503)
 
 
 def _upstream_health(name: str, reason: str | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from carpool.errors import BackendError, BadInput, CallerError, CarpoolError, NotFound, Overloaded
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call, CountedJson
 from carpool.wire.inputs import TokenId, elements, is_blank, items_of
 
@@ -106,15 +106,16 @@ def _as_base64(vector: EncodedJson) -> bytes:
 
 def encode_models(names: Sequence[str]) -> Reply:
     """The reply to `GET /v1/models`."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "carpool"} for name in names]
-    return Reply(200, (msgspec.json.encode({"object": "list", "data": data}),))
+    return json_reply({"object": "list", "data": [_describe(name) for name in names]})
 
 
 def encode_model(name: str) -> Reply:
     """The reply to `GET /v1/models/{name}`."""
-    return Reply(
-        200, (msgspec.json.encode({"id": name, "object": "model", "created": 0, "owned_by": "carpool"}),)
-    )
+    return json_reply(_describe(name))
+
+
+def _describe(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "carpool"}
 
 
 def encode_error(error: CarpoolError) -> Reply:
@@ -129,7 +130,7 @@ def encode_error(error: CarpoolError) -> Reply:
             kind = "invalid_request_error"
     param = "input" if isinstance(error, BadInput) and "`input`" in error.message else None
     body = {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
-    return Reply(error.status, (msgspec.json.encode(body),), error_headers(error))
+    return json_reply(body, error.status, error_headers(error))
 
 
 ERROR_SCHEMA: dict[str, Any] = {

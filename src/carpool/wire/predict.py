@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
 from carpool.errors import BackendError, BadInput, CarpoolError, TimedOut
-from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers
+from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply
 
 decode_predict = TextField("data").ask  # the models served so far take a text
 
@@ -34,7 +32,7 @@ def encode_error(error: CarpoolError) -> Reply:
     headers = error_headers(error)
     if status == 503 and not headers:
         headers += (("retry-after", "1"),)
-    return Reply(status, (msgspec.json.encode({"detail": str(error)}),), headers)
+    return json_reply({"detail": str(error)}, status, headers)
 
 
 ERROR_SCHEMA: dict[str, Any] = {

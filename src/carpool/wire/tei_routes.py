@@ -23,7 +23,7 @@ from carpool.errors import (
     Unsupported,
     WrongType,
 )
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, error_headers
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, error_headers, json_reply
 from carpool.wire.call import Call, Operation
 from carpool.wire.inputs import TokenId, array, elements, is_blank, is_mixed, items_of, ranked
 
@@ -126,11 +126,19 @@ _SENTENCES = msgspec.json.Decoder(_WrittenSimilarity)
 _IDS = msgspec.json.Decoder(_WrittenIds)
 
 
+def _wrong_shape(what: str) -> _WrongShape:
+    return _WrongShape(f"Failed to deserialize the JSON body into the target type: {what}")
+
+
+def _empty(field: str) -> _Empty:
+    return _Empty(f"Input validation error: `{field}` cannot be empty")
+
+
 def _read(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _WrongShape(f"Failed to deserialize the JSON body into the target type: {error}") from None
+        raise _wrong_shape(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _NotJson(f"Failed to parse the request body as JSON: {error}") from None
 
@@ -150,11 +158,9 @@ def _ask_inputs(
     asked = _read(decoder, body)
     inputs = asked.inputs
     if is_mixed(inputs):
-        raise _WrongShape(
-            "Failed to deserialize the JSON body into the target type: `inputs` has bare token ids"
-        )
+        raise _wrong_shape("`inputs` has bare token ids")
     if is_blank(inputs):
-        raise _Empty("Input validation error: `inputs` cannot be empty")
+        raise _empty("inputs")
     return Ask(items_of(inputs, bytes(_INPUTS.decode(body).inputs)), _group(operation, asked, names))
 
 
@@ -165,12 +171,11 @@ def _ask_predict(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
     is_one = isinstance(inputs, str) or any(isinstance(one, str) for one in inputs)
     batch = [[inputs] if isinstance(inputs, str) else inputs] if is_one else inputs
     if not all(1 <= len(one) <= 2 and all(isinstance(text, str) for text in one) for one in batch):
-        raise _WrongShape(
-            "Failed to deserialize the JSON body into the target type: "
+        raise _wrong_shape(
             "`inputs` must be a string, a pair of strings or a batch [[string], [string, string]]"
         )
     if is_blank(inputs) or any("" in one for one in batch):
-        raise _Empty("Input validation error: `inputs` cannot be empty")
+        raise _empty("inputs")
     written = bytes(_INPUTS.decode(body).inputs)
     items = (written,) if is_one else elements(written)
     return Ask(items, _group("predict", asked, ("raw_scores",)), _encode_one if is_one else None)
@@ -179,7 +184,7 @@ def _ask_predict(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
 def _ask_rerank(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
     asked = _read(decoder, body)
     if not asked.query or is_blank(asked.texts):
-        raise _Empty("Input validation error: `inputs` cannot be empty")
+        raise _empty("inputs")
     texts = elements(bytes(_TEXTS.decode(body).texts))
     encode = partial(_encode_ranks, texts if asked.return_text else ())
     return Ask(texts, _group("rerank", asked, ("raw_scores", "query")), encode)
@@ -189,7 +194,7 @@ def _ask_similarity(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
     asked = _read(decoder, body)
     source = asked.inputs.source_sentence
     if not source or is_blank(asked.inputs.sentences):
-        raise _Empty("Input validation error: `inputs` cannot be empty")
+        raise _empty("inputs")
     parameters = asked.parameters or _Parameters()
     call = _group("similarity", parameters, ("prompt_name",), source_sentence=source)
     return Ask(elements(bytes(_SENTENCES.decode(body).inputs.sentences)), call)
@@ -198,7 +203,7 @@ def _ask_similarity(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
 def _ask_tokenize(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
     asked = _read(decoder, body)
     if is_blank(asked.inputs):
-        raise _Empty("Input validation error: `inputs` cannot be empty")
+        raise _empty("inputs")
     call = Call.of("tokenize", add_special_tokens=asked.add_special_tokens, prompt_name=asked.prompt_name)
     return Ask(items_of(asked.inputs, bytes(_INPUTS.decode(body).inputs)), call)
 
@@ -206,9 +211,9 @@ def _ask_tokenize(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
 def _ask_decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Ask:
     asked = _read(decoder, body)
     if is_mixed(asked.ids):
-        raise _WrongShape("Failed to deserialize the JSON body into the target type: `ids` has bare token ids")
+        raise _wrong_shape("`ids` has bare token ids")
     if is_blank(asked.ids):
-        raise _Empty("Input validation error: `ids` cannot be empty")
+        raise _empty("ids")
     call = Call.of("decode", skip_special_tokens=asked.skip_special_tokens)
     return Ask(items_of(asked.ids, bytes(_IDS.decode(body).ids)), call)
 
@@ -253,8 +258,7 @@ def encode_info(
     As `max_client_batch_size` it says what fills a batch, for clients that cut their inputs by it: more are
     taken all the same.
     """
-    return _json(
-        200,
+    return json_reply(
         {
             "model_id": model,
             "model_sha": None,
@@ -273,10 +277,6 @@ def encode_info(
             "docker_label": None,
         },
     )
-
-
-def _json(status: int, body: dict[str, Any]) -> Reply:
-    return Reply(status, (msgspec.json.encode(body),))
 
 
 def encode_error(error: CarpoolError) -> Reply:
@@ -307,7 +307,7 @@ def encode_error(error: CarpoolError) -> Reply:
             status, kind, message = 424, "Backend", str(error)
         case _:
             status, kind, message = error.status, "Backend", str(error)
-    return Reply(status, (msgspec.json.encode({"error": message, "error_type": kind}),), headers)
+    return json_reply({"error": message, "error_type": kind}, status, headers)
 
 
 _STATUSES = (400, 413, 415, 422, 424, 429, 500, 503)
@@ -363,6 +363,7 @@ def _route(
     )
 
 
+_TEXTS_SCHEMA = _object(("inputs",), inputs=_INPUTS_SCHEMA, **_OPTIONS, prompt_name={"type": "string"})
 _EMBED = msgspec.json.Decoder(_Embed)
 _EMBEDS = msgspec.json.Decoder(_Embeds)
 _TOKENS = _object(
@@ -400,14 +401,14 @@ EMBED_ALL = _route(
     "/embed_all",
     "Texts in, a vector for each of their tokens out.",
     partial(_ask_inputs, _EMBEDS, "embed_all", ("prompt_name",)),
-    _object(("inputs",), inputs=_INPUTS_SCHEMA, **_OPTIONS, prompt_name={"type": "string"}),
+    _TEXTS_SCHEMA,
     _array(_array(_VECTOR)),
 )
 EMBED_SPARSE = _route(
     "/embed_sparse",
     "Texts in, sparse vectors out, where the model has them.",
     partial(_ask_inputs, _EMBEDS, "embed_sparse", ("prompt_name",)),
-    _object(("inputs",), inputs=_INPUTS_SCHEMA, **_OPTIONS, prompt_name={"type": "string"}),
+    _TEXTS_SCHEMA,
     _array(_array(_SPARSE)),
 )
 PREDICT = _route(
