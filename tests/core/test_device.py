@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
-from carpool.core.batch import Batch, Part
+from carpool.core.batch import Batch
 from carpool.core.device import Device
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
@@ -34,7 +34,7 @@ def taught(answers: Callable[[float, float], float], batches: int, device: Devic
         ends = []
         for sent in (first, second):
             before = answers(sent, before)
-            batch = Batch(number, [Part(Request(["x"]), 0, 1)], sent, "")
+            batch = Batch(number, [(Request(["x"]), 0, 1)], sent, "")
             batch.cost = 1.0
             ends.append((before, batch))
         for end, batch in ends:
@@ -77,7 +77,7 @@ def test_what_left_before_the_first_answer_teaches_nothing() -> None:
     """All slots may have met the same cold start."""
     device = Device()
     for number in range(8):
-        batch = Batch(number, [Part(Request(["x"]), 0, 1)], 0.0, "")
+        batch = Batch(number, [(Request(["x"]), 0, 1)], 0.0, "")
         batch.cost = 1.0
         device.learn(30.0 + number, batch)
         device.ended(30.0 + number)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from carpool.core.batch import Batch, Part
+from carpool.core.batch import Batch
 from carpool.core.isolation import Quarantine, halves
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
@@ -167,7 +167,7 @@ def test_one_item_that_is_too_large_by_itself_does_not_make_every_batch_small() 
 def test_halves_cut_a_request_where_the_middle_falls() -> None:
     """Nothing is lost and nothing doubled."""
     first, second = Request("abc"), Request("defgh")
-    left, right = halves(Batch(1, [Part(first, 0, 3), Part(second, 0, 5)], 0.0, "full"))
+    left, right = halves(Batch(1, [(first, 0, 3), (second, 0, 5)], 0.0, "full"))
     assert left == [(first, 0, 3), (second, 0, 1)]
     assert right == [(second, 1, 5)]
 
@@ -179,4 +179,4 @@ def test_the_quarantine_is_bounded() -> None:
         quarantine.add(0.0, number, BatchFailed("bad"))
     assert quarantine.find(0.0, 0) is None
     assert quarantine.find(0.0, 4999) is not None
-    assert len(quarantine._known) <= 1024
+    assert len(quarantine.known) <= 1024

@@ -77,9 +77,7 @@ def departure(arrivals: Arrivals, policy: BatchPolicy | None = None, **view: Any
     """When a batch leaves that may grow: of two, one of two slots is free, the other will be in 6 ms."""
     seen: dict[str, Any] = {
         "waiting": 2,
-        "limit": 32,
         "cost": float(view.get("waiting", 2)),
-        "cost_is_full": False,
         "oldest": NOW,
         "deadline": float("inf"),
         "here": 4,
@@ -104,8 +102,6 @@ def test_departures_are_spaced_where_the_next_slot_frees_soon() -> None:
         {"ends": [NOW + 0.03]},  # the other slot is busy for long
         {"ends": []},  # both are free
         {"here": 50},  # everybody is here
-        {"waiting": 32},
-        {"cost_is_full": True},
     ],
 )
 def test_nothing_is_held_in_vain(view: dict[str, Any]) -> None:
@@ -131,7 +127,7 @@ def test_nothing_is_held_for_longer_than_allowed() -> None:
 
 def test_before_anything_is_known_nothing_is_held() -> None:
     """The first batches leave as soon as there is a slot."""
-    view = View(1, 32, 1.0, False, NOW, float("inf"), 1, 2, [NOW + 0.006], Curve())
+    view = View(1, 1.0, NOW, float("inf"), 1, 2, [NOW + 0.006], Curve())
     assert make_policy(BatchPolicy(), poisson_like()).departure(NOW, view) == (NOW, "slot free")
 
 

@@ -111,7 +111,7 @@ def test_a_wrong_count_of_results_is_everyones_error_and_no_ones_answer(results:
     for request in requests:
         assert isinstance(request.error, BackendError)
         assert f"{len(results)} results for 2 inputs" in str(request.error)
-        assert request.results == [None]
+        assert request.results == []
 
 
 def test_a_failed_batch_fails_its_own_requests_and_no_others() -> None:
@@ -167,7 +167,7 @@ def test_results_of_a_request_cancelled_in_flight_go_nowhere() -> None:
     scheduler.cancel(gone)
     scheduler.complete(1.0, batch, ["A", "B"])
     assert scheduler.collect_ended() == [kept]
-    assert (gone.results, kept.results) == ([None], ["B"])
+    assert (gone.results, kept.results) == ([], ["B"])
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:

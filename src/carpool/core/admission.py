@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import ceil, inf
 
-from carpool.core.arrivals import Arrivals
 from carpool.core.limits import Limits
 from carpool.core.pool import Pool
 from carpool.core.queue import Queue
@@ -26,13 +25,12 @@ _JITTER = 0.2
 class Admission:
     """The gate before one queue; it raises `Overloaded`."""
 
-    __slots__ = ("_arrivals", "_come_back", "_pool", "_queue", "_roomy_below", "_roomy_wait", "max_queue_size")
+    __slots__ = ("_come_back", "_pool", "_queue", "_roomy_below", "_roomy_wait", "max_queue_size")
 
-    def __init__(self, limits: Limits, queue: Queue, pool: Pool, arrivals: Arrivals) -> None:
+    def __init__(self, limits: Limits, queue: Queue, pool: Pool) -> None:
         self.max_queue_size = inf if limits.max_queue_size is None else limits.max_queue_size
         self._queue = queue
         self._pool = pool
-        self._arrivals = arrivals
         self._come_back = ComeBack()
         self._roomy_below = 0  # with fewer waiting, nobody waits for longer than the next
         self._roomy_wait = 0.0
@@ -65,7 +63,7 @@ class Admission:
         replica = self._pool.typical(now)
         if replica is None:
             return
-        limit = self._limit(replica)
+        limit = self._pool.limit(replica)
         wait = self._time_to_answer(now, request, replica, limit)
         if _SAFETY * wait > timeout:
             raise self._overloaded(now, f"the queue is too long for a deadline of {timeout * 1000:.0f} ms")
@@ -92,13 +90,10 @@ class Admission:
         """Of all shares that wait, with the request's."""
         return self._queue.weight if own else self._queue.weight + request.weight
 
-    def _limit(self, replica: Replica) -> int:
-        return self._pool.limit(replica, self._queue.mean_cost(), self._arrivals.rate)
-
     def _overloaded(self, now: float, message: str) -> Overloaded:
         queue, pool, capacity, wait = self._queue, self._pool, 0.0, 1.0
         if queue.waiting and (replica := pool.typical(now)) is not None:
-            limit = self._limit(replica)
+            limit = self._pool.limit(replica)
             pace = pool.pace(replica, limit * queue.mean_cost())
             capacity = limit / max(pace, 1e-9)
             wait = ceil(queue.waiting / limit) * pace

@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 
 _RATE_STEP = 0.05
+_SETTLED = 20  # arrivals, 1 / _RATE_STEP, until which the plain mean of the gaps is taken
 _LONGEST_GAP = 1.0  # seconds; a night without requests must not be remembered into the morning
 _PEAK_OF = 256  # arrivals, and as many before them
 _RETURN_STEP = 0.1
@@ -67,19 +68,23 @@ class Arrivals:
 
     def arrived(self, now: float, items: int, here: int) -> None:
         """A request of so many items has come, and with it so many wait or are in flight."""
+        count = self._count
+        self._count = count + 1
         if here > self._peak:
             self._peak = here
-        if not self._count % _PEAK_OF:
+        if not count % _PEAK_OF:
             self._peak_before, self._peak = self._peak, here
-        if self._count:
-            gap = min(_LONGEST_GAP, now - self._last) / items
-            step = _RATE_STEP if self._count > 1 / _RATE_STEP else 1 / self._count
-            self._gap += step * (gap - self._gap)
-        self._count += 1
-        self._last = now
-        if now - self._ended_at <= self._window:
+        if now == self._last:  # most of a busy server's requests come with others: there is no gap
+            self._gap -= _RATE_STEP * self._gap if count > _SETTLED else self._gap / count
+        else:
+            if count:
+                gap = min(_LONGEST_GAP, now - self._last) / items
+                self._gap += (_RATE_STEP if count > _SETTLED else 1 / count) * (gap - self._gap)
+            self._last = now
+        ago = now - self._ended_at
+        if ago <= self._window:
             self._returned += items
-            self._last_return = now - self._ended_at
+            self._last_return = ago
 
     def batch_ended(self, now: float, items: int, window: float) -> None:
         """A batch is back; who arrives within `window` seconds from now counts as returning."""

@@ -54,9 +54,9 @@ def cut(parts: list[Part], room: int) -> tuple[list[Part], list[Part]]:
     for request, start, stop in parts:
         middle = max(start, min(stop, start + room))
         if middle > start:
-            left.append(Part(request, start, middle))
+            left.append((request, start, middle))
         if stop > middle:
-            right.append(Part(request, middle, stop))
+            right.append((request, middle, stop))
         room -= middle - start
     return left, right
 
@@ -64,23 +64,21 @@ def cut(parts: list[Part], room: int) -> tuple[list[Part], list[Part]]:
 class Quarantine:
     """Payloads that a search has found to be bad, with their error, for a minute."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("known",)
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, tuple[float, BaseException]] = OrderedDict()
+        self.known: OrderedDict[Hashable, tuple[float, BaseException]] = OrderedDict()
 
     def add(self, now: float, key: Hashable, error: BaseException) -> None:
         """Remember a payload, and forget the one longest known if there are too many."""
-        self._known[key] = (now + _REMEMBERED_SECONDS, error)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        self.known[key] = (now + _REMEMBERED_SECONDS, error)
+        if len(self.known) > _REMEMBERED:
+            self.known.popitem(last=False)
 
     def find(self, now: float, key: Hashable) -> BaseException | None:
         """The error of a payload that is known to be bad."""
-        if not self._known:
-            return None
-        until, error = self._known.get(key, (now, None))
+        until, error = self.known.get(key, (now, None))
         if until <= now:
-            self._known.pop(key, None)
+            self.known.pop(key, None)
             return None
         return error

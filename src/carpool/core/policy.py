@@ -73,9 +73,7 @@ class View(NamedTuple):
     """What a policy may look at: the queue and the slots at this moment."""
 
     waiting: int  # items, one at least
-    limit: int  # items that fill a batch
     cost: float  # of the batch that would leave
-    cost_is_full: bool  # whether that is all that a batch may cost
     oldest: float  # when the oldest of them arrived
     deadline: float  # the earliest by which one of them must be answered, or leave the queue
     here: int  # items that wait or are in flight
@@ -85,7 +83,7 @@ class View(NamedTuple):
 
 
 class Policy(Protocol):
-    """Decides when the next batch leaves, given that a slot is free."""
+    """Decides when the next batch leaves, given that a slot is free. A full batch leaves at once, unasked."""
 
     def departure(self, now: float, view: View) -> Departure:
         """When what waits may leave; asked again whenever something arrives or ends."""
@@ -99,9 +97,7 @@ class Timeout:
         self._max_wait = policy.max_wait
 
     def departure(self, now: float, view: View) -> Departure:
-        """At once when full, else `max_wait` after the oldest arrived, or in time for the first deadline."""
-        if view.waiting >= view.limit or view.cost_is_full:
-            return Departure(now, "full")
+        """`max_wait` after the oldest arrived, or in time for the first deadline."""
         latest = view.deadline - max(_SHORTEST_HOLD, _LATE * view.curve.predict(view.cost))
         return Departure(min(view.oldest + self._max_wait, latest), "waited")
 
@@ -135,8 +131,6 @@ class Adaptive:
 
     def departure(self, now: float, view: View) -> Departure:
         """Now, or the end of a hold. Every arrival and every batch's end asks again, so holds end early."""
-        if view.waiting >= view.limit or view.cost_is_full:
-            return Departure(now, "full")
         if not view.curve.ready:
             return Departure(now, "slot free")
         if self._held[0] != view.oldest:

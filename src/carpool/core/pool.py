@@ -5,7 +5,7 @@ It knows nothing of requests and of when a batch should leave: it is told how mu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
 from carpool.core.batch import Batch
@@ -19,29 +19,40 @@ _HEADROOM = 1.2  # over the batch size that the load needs, where an objective a
 
 
 class Pool:
-    """All replicas. `look_again_at` is when to ask again for a free one after there was none."""
+    """All replicas. `look_again_at` is when to ask again for a free one after there was none.
+
+    `down_since` is since when no replica is up, as far as was looked.
+    """
 
     __slots__ = (
         "_added",
         "_budget",
-        "_down_since",
+        "_load",
         "_most_at_once",
         "_objective",
         "_patience",
         "_size",
         "_watches_devices",
+        "down_since",
         "look_again_at",
         "replicas",
     )
 
-    def __init__(self, policy: BatchPolicy, limits: Limits, capacities: Sequence[Capacity]) -> None:
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        limits: Limits,
+        capacities: Sequence[Capacity],
+        load: Callable[[], tuple[float, float]],
+    ) -> None:
         self._size = policy.max_batch_size
         self._budget = inf if policy.max_batch_cost is None else policy.max_batch_cost
         self._objective = policy.objective
+        self._load = load  # what an item costs on average, and how many arrive in a second
         self._most_at_once = limits.max_in_flight
         self._watches_devices = policy.name == "adaptive" and limits.max_in_flight > 1
         self._patience = inf if limits.patience is None else limits.patience
-        self._down_since = inf  # since when no replica is up, as far as was looked
+        self.down_since = inf
         self._added = 0
         self.replicas: list[Replica] = []
         self.look_again_at = inf
@@ -83,10 +94,10 @@ class Pool:
         replica = self.replica(number)
         if is_available and not replica.is_available:
             replica.breaker.reset()
-            self._down_since = inf
+            self.down_since = inf
         replica.is_available = is_available
         if not self.is_up(now):
-            self._down_since = min(self._down_since, now)
+            self.down_since = min(self.down_since, now)
 
     def is_up(self, now: float) -> bool:
         """Whether a batch may be sent anywhere, were there a slot."""
@@ -94,11 +105,11 @@ class Pool:
 
     def has_answered(self) -> None:
         """A batch is back well."""
-        self._down_since = inf
+        self.down_since = inf
 
     def is_down(self, now: float) -> bool:
         """Whether no replica has been up for so long that nobody should be kept waiting for one."""
-        return now >= self._down_since + self._patience and not self.is_up(now)
+        return now >= self.down_since + self._patience and not self.is_up(now)
 
     # -- where the next batch goes -------------------------------------------------------------------------
 
@@ -114,10 +125,10 @@ class Pool:
         elif (soonest := self._soonest(now, waiting, cost)) is not None:
             return soonest
         if not self.is_up(now):
-            self._down_since = min(self._down_since, now)
+            self.down_since = min(self.down_since, now)
             trials = (replica.breaker.opens_at for replica in self.replicas if replica.is_available)
             self.look_again_at = min(
-                (at for at in trials if at > now), default=self._down_since + self._patience
+                (at for at in trials if at > now), default=self.down_since + self._patience
             )
         return None
 
@@ -188,17 +199,17 @@ class Pool:
         """How long a batch takes that would cost so much if a batch could; 0 as long as nothing is known."""
         return replica.curve.predict(min(cost, self.budget(replica)))
 
-    def limit(self, replica: Replica, mean_cost: float, rate: float) -> int:
+    def limit(self, replica: Replica) -> int:
         """How many items a batch may have now: what was configured, what the replica bears, what is fast.
 
-        Where an objective asks for smaller batches, it never takes the capacity that the load needs, `rate`
-        items a second of `mean_cost` each: a cap that shrinks as latency grows makes the queue longer, and
-        the latency with it.
+        Where an objective asks for smaller batches, it never takes the capacity that the load needs: a cap that
+        shrinks as latency grows makes the queue longer, and the latency with it.
         """
         limit = replica.limit(self._size)
         objective, curve = self._objective, replica.curve
         if objective is None or not curve.ready or curve.per_cost <= 0:
             return limit
+        mean_cost, rate = self._load()
         width, per_item = self.width(), curve.per_cost * mean_cost
         fast = (objective * width / (width + 1) - replica.device.overlap - curve.fixed) / per_item
         spare = width - rate * per_item

@@ -46,11 +46,12 @@ class Share:
 class Flow:
     """The waiting requests of a share in one lane, in order of arrival."""
 
-    __slots__ = ("is_head", "requests", "share")
+    __slots__ = ("arrivals", "is_head", "requests", "share")
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, arrivals: deque[Request]) -> None:
         self.share = share
         self.requests: deque[Request] = deque()
+        self.arrivals = arrivals  # of all flows of this weight in the lane
         self.is_head = False  # whether it is in its lane's heap
 
     def waits(self) -> bool:
@@ -134,18 +135,16 @@ class Lane:
                 return flow
         return None
 
-    def push(self, flow: Flow, request: Request) -> None:
-        """Add a request at the back of its flow."""
-        flow.requests.append(request)
-        if not flow.is_head:
-            flow.is_head = True
-            self._pushed += 1
-            heapq.heappush(self.heads, (flow.share.tag, self._pushed, flow))
-        if (arrivals := self._arrivals.get(request.weight)) is None:
-            arrivals = self._arrivals[request.weight] = deque()
-        arrivals.append(request)
-        if len(arrivals) > _SPARE_ENTRIES + 2 * self.waiting:
-            self._compact()
+    def add_flow(self, key: tuple[str, float], share: Share) -> Flow:
+        """A flow for a share that is not known here."""
+        flow = self.flows[key] = Flow(share, self._arrivals.setdefault(share.weight, deque()))
+        return flow
+
+    def add_head(self, flow: Flow) -> None:
+        """A flow has something to serve again."""
+        flow.is_head = True
+        self._pushed += 1
+        heapq.heappush(self.heads, (flow.share.tag, self._pushed, flow))
 
     def candidates(self, count: int) -> list[Request]:
         """The first requests in fair order, so many at most."""
@@ -166,12 +165,12 @@ class Lane:
         self.heads = [(flow.share.tag, pushed, flow) for _, pushed, flow in self.heads if flow.is_head]
         heapq.heapify(self.heads)
 
-    def _compact(self) -> None:
+    def compact(self) -> None:
         """Drop the entries of requests that have left, wherever they are."""
-        for weight, arrivals in self._arrivals.items():
-            self._arrivals[weight] = deque(filter(_waits, arrivals))
-        for _, _, flow in self.heads:
-            flow.requests = deque(filter(_waits, flow.requests))
+        for entries in (*self._arrivals.values(), *(flow.requests for _, _, flow in self.heads)):
+            left = list(filter(_waits, entries))
+            entries.clear()
+            entries.extend(left)
         self._forget_idle_heads()
 
 
@@ -203,11 +202,15 @@ class Queue:
 
     def push(self, request: Request) -> None:
         """Add a request at the back of its flow."""
-        lane = self._lanes.get(request.group) or self._new_lane(request.group)
-        flow = lane.flows.get((request.tenant, request.weight)) or self._new_flow(lane, request)
+        lane = self._lanes.get(request.group)
+        if lane is None:
+            lane = self._new_lane(request.group)
+        flow = lane.flows.get((request.tenant, request.weight))
+        if flow is None:
+            flow = self._new_flow(lane, request)
         share = flow.share
-        size = len(request.items)
-        cost = size if request.costs is None else request.cost(0, size)
+        size, costs = len(request.items), request.costs
+        cost = size if costs is None else costs[0] if size == 1 else sum(costs)
         if not share.waiting:
             self.weight += share.weight
             if share.tag < self._virtual:
@@ -217,7 +220,12 @@ class Queue:
         lane.cost += cost
         self.waiting += size
         self.cost += cost
-        lane.push(flow, request)
+        flow.requests.append(request)
+        flow.arrivals.append(request)
+        if not flow.is_head:
+            lane.add_head(flow)
+        if len(flow.arrivals) > _SPARE_ENTRIES + 2 * lane.waiting:
+            lane.compact()
 
     def withdraw(self, request: Request) -> None:
         """Stop counting what still waits of a request that has ended."""
@@ -291,7 +299,7 @@ class Queue:
                         is_full = True
                         break
                 request.taken = stop
-                parts.append(Part(request, start, stop))
+                parts.append((request, start, stop))
                 items += stop - start
                 before = spent
                 spent += cost
@@ -313,7 +321,7 @@ class Queue:
         request.taken = stop
         self._charge(share, 0.0, cost)
         self._uncount(lane, share, stop - start, cost)
-        return Part(request, start, stop)
+        return request, start, stop
 
     def _charge(self, share: Share, before: float, spent: float) -> None:
         """A share was served `spent`, of which `before` until its last request."""
@@ -350,8 +358,7 @@ class Queue:
         key = request.tenant, request.weight
         if (share := self._shares.get(key)) is None:
             share = self._shares[key] = Share(request.weight)
-        flow = lane.flows[key] = Flow(share)
-        return flow
+        return lane.add_flow(key, share)
 
     def _forget_idle_shares(self) -> None:
         """With their flows, or a share that comes back would have two tags."""

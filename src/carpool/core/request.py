@@ -28,28 +28,17 @@ class Request:
     one computation. Only requests of the same `group` travel together.
     """
 
-    __slots__ = (
-        "arrived",
-        "carrier",
-        "costs",
-        "deadline",
-        "deliver",
-        "ended",
-        "error",
-        "expires",
-        "group",
-        "has_failed",
-        "is_orphan",
-        "items",
-        "key",
-        "missing",
-        "results",
-        "riders",
-        "taken",
-        "tenant",
-        "timeout",
-        "weight",
-    )
+    # Defaults are the class's: most requests end before they need another value, and need not be given it.
+    arrived: float = 0.0  # the times are the scheduler's, which sets them
+    deadline: float = inf  # by when it must be answered
+    expires: float = inf  # until when it may wait
+    taken: int = 0  # items that have left the queue, always the first ones
+    error: BaseException | None = None
+    ended: bool = False  # there is nothing to compute for anybody any more
+    has_failed: bool = False
+    carrier: Request | None = None  # the request with its key that is computed in its place
+    riders: list[Request] | None = None  # for whom this one is computed as well
+    is_orphan: bool = False  # its own caller has gone or was told something else; its riders wait
 
     def __init__(
         self,
@@ -63,7 +52,6 @@ class Request:
         key: Hashable = None,
         group: Hashable = None,
     ) -> None:
-        size = len(items)
         if costs is not None:
             for cost in costs:
                 if not 0 <= cost < inf:
@@ -76,18 +64,8 @@ class Request:
         self.timeout = timeout
         self.key = key
         self.group = group
-        self.arrived = 0.0  # the times are the scheduler's, which sets them
-        self.deadline = inf  # by when it must be answered
-        self.expires = inf  # until when it may wait
-        self.taken = 0  # items that have left the queue, always the first ones
-        self.missing = size  # items whose result is not here yet
-        self.results: list[Any] = [None] * size
-        self.error: BaseException | None = None
-        self.ended = False  # there is nothing to compute for anybody any more
-        self.has_failed = False
-        self.carrier: Request | None = None  # the request with its key that is computed in its place
-        self.riders: list[Request] | None = None  # for whom this one is computed as well
-        self.is_orphan = False  # its own caller has gone or was told something else; its riders wait
+        self.missing = len(items)  # items whose result is not here yet
+        self.results: list[Any] = []  # in the order of `items`, once it has ended well
 
     def __repr__(self) -> str:
         size = len(self.items)
@@ -114,6 +92,8 @@ class Request:
 
         A result that is an exception is the error of its item, and fails its request alone.
         """
+        if not self.results:
+            self.results = [None] * len(self.items)
         for place in range(start, stop):
             result = results[offset]
             if isinstance(result, BaseException):

@@ -119,4 +119,4 @@ class Reruns:
 
 def live(parts: list[Part]) -> list[Part]:
     """Without those whose callers have had their answer, or have gone."""
-    return [part for part in parts if not part.request.ended]
+    return [part for part in parts if not part[0].ended]

@@ -75,9 +75,9 @@ class Scheduler:
         self._policy = policy
         self._queue_timeout = inf if limits.queue_timeout is None else limits.queue_timeout
         self._queue = Queue()
-        self._pool = Pool(policy, limits, capacities)
+        self._pool = Pool(policy, limits, capacities, self._load)
         self.arrivals = Arrivals()
-        self._admission = Admission(limits, self._queue, self._pool, self.arrivals)
+        self._admission = Admission(limits, self._queue, self._pool)
         self._departures = make_policy(policy, self.arrivals)
         self._items_in_flight = 0
         self._batches = 0
@@ -104,19 +104,19 @@ class Scheduler:
         there has been no replica for a while, and the error of a payload that was found to be bad a moment
         ago.
         """
-        size, timeout = len(request.items), request.timeout
+        queue, key, timeout, lead = self._queue, request.key, request.timeout, None
+        size = len(request.items)
         if not size:
             raise ValueError("a request has one item at least")
-        if self._pool.is_down(now):
+        if self._pool.down_since < inf and self._pool.is_down(now):
             raise _no_replica()
-        lead = None
-        if request.key is not None:
-            identity = _identity(request)
-            if (known := self._quarantine.find(now, identity)) is not None:
+        if key is not None:
+            identity = key if request.group is None else (request.group, key)
+            if self._quarantine.known and (known := self._quarantine.find(now, identity)) is not None:
                 raise known
             lead = self._leads.get(identity)
         if lead is None:
-            if self._queue.waiting + size > self._admission.max_queue_size:
+            if queue.waiting + size > self._admission.max_queue_size:
                 self._admission.refuse_unless_entitled(now, request)
             if timeout is not None:
                 self._admission.refuse_if_late(now, request, timeout)
@@ -128,15 +128,15 @@ class Scheduler:
             request.expires = min(request.expires, now + self._queue_timeout)
             self._board(lead, request)
         else:
-            if not self._queue.waiting:
+            if not queue.waiting:
                 self._leaves_at = now + self._queue_timeout
-            self._queue.push(request)
-            if request.key is not None:
+            queue.push(request)
+            if key is not None:
                 self._leads[identity] = request
         if request.expires < inf:
             self._expiries.watch(request)
         self._look_at = now
-        self.arrivals.arrived(now, size, self._queue.waiting + self._items_in_flight)
+        self.arrivals.arrived(now, size, queue.waiting + self._items_in_flight)
 
     def cancel(self, request: Request) -> bool:
         """Forget a request whose caller has gone: it leaves the queue at once, and its results go nowhere.
@@ -168,17 +168,22 @@ class Scheduler:
             lane = self._queue.next_lane()
             if lane is None:
                 return None
-            view = self._view(replica, lane)
-            is_full = view.waiting >= view.limit or view.cost_is_full
-            if (opens := replica.opens_at(view.cost if is_full else None)) > now + _EARLY:
+            limit, budget = self._pool.limit(replica), self._pool.budget(replica)
+            cost = lane.cost if lane.waiting <= limit else lane.cost * limit / lane.waiting
+            is_full = lane.waiting >= limit or cost >= budget
+            cost = min(cost, budget)
+            if replica.device.serial and (opens := replica.opens_at(cost if is_full else None)) > now + _EARLY:
                 self._look_again(opens)
                 return None
-            departure = self._departures.departure(now, view)
-            if departure.at > now:
-                self._look_again(departure.at)
-                return None
-            if parts := self._select(now, replica, lane, view):
-                return self._launch(now, replica, parts, departure.reason)
+            reason = "full"
+            if not is_full:
+                departure = self._departures.departure(now, self._view(replica, lane, cost))
+                if departure.at > now:
+                    self._look_again(departure.at)
+                    return None
+                reason = departure.reason
+            if parts := self._select(now, replica, lane, limit, budget, cost):
+                return self._launch(now, replica, parts, reason)
         return None
 
     def complete(self, now: float, batch: Batch, outcome: Sequence[Any] | BaseException) -> None:
@@ -282,17 +287,15 @@ class Scheduler:
 
     # -- forming a batch -----------------------------------------------------------------------------------
 
-    def _view(self, replica: Replica, lane: Lane) -> View:
-        waiting = lane.waiting
-        limit = self._pool.limit(replica, self._queue.mean_cost(), self.arrivals.rate)
-        budget = self._pool.budget(replica)
+    def _load(self) -> tuple[float, float]:
+        """What an item that waits costs, and how many arrive in a second."""
+        return self._queue.mean_cost(), self.arrivals.rate
+
+    def _view(self, replica: Replica, lane: Lane, cost: float) -> View:
         oldest = lane.oldest().arrived
-        cost = lane.cost if waiting <= limit else lane.cost * limit / waiting
         return View(
-            waiting=waiting,
-            limit=limit,
-            cost=min(cost, budget),
-            cost_is_full=cost >= budget,
+            waiting=lane.waiting,
+            cost=cost,
             oldest=oldest,
             deadline=min(self._expiries.next(), oldest + self._queue_timeout) - replica.device.overlap,
             here=self._queue.waiting + self._items_in_flight,
@@ -301,28 +304,29 @@ class Scheduler:
             curve=replica.curve,
         )
 
-    def _select(self, now: float, replica: Replica, lane: Lane, view: View) -> list[Part]:
+    def _select(
+        self, now: float, replica: Replica, lane: Lane, limit: int, budget: float, cost: float
+    ) -> list[Part]:
         """Take the next batch's items out of the queue; nothing, if all that waited came too late."""
         ready_at = now
         if self._has_deadlines and replica.curve.ready:
-            ready_at = now + _LATE * (replica.device.overlap + replica.curve.predict(view.cost))
+            ready_at = now + _LATE * (replica.device.overlap + replica.curve.predict(cost))
 
         def admit(request: Request) -> bool:
             return not self._drop_late(request, ready_at)
 
-        budget = self._pool.budget(replica)
         if self._policy.padded:
-            count = selection.CANDIDATES_PER_ITEM * view.limit
+            count = selection.CANDIDATES_PER_ITEM * limit
             candidates = [request for request in lane.candidates(count) if admit(request)]
             if not candidates:
                 return []
-            chosen = selection.choose(now, candidates, view.limit, budget, replica.curve)
+            chosen = selection.choose(now, candidates, limit, budget, replica.curve)
             return [self._queue.take_chosen(request, stop) for request, stop in chosen]
         check = admit if self._has_deadlines else None
-        if lane.waiting <= view.limit:
-            return self._queue.take(lane, view.limit, budget, check)
-        parts = self._take_urgent(now, lane, view.limit, budget, 2 * ready_at - now)
-        left = view.limit - sum(stop - start for _, start, stop in parts)
+        if lane.waiting <= limit:
+            return self._queue.take(lane, limit, budget, check)
+        parts = self._take_urgent(now, lane, limit, budget, 2 * ready_at - now)
+        left = limit - sum(stop - start for _, start, stop in parts)
         left_budget = budget - sum(request.cost(start, stop) for request, start, stop in parts)
         return self._queue.take(lane, left, left_budget, check, parts)
 
@@ -418,7 +422,11 @@ class Scheduler:
         if not self._policy.padded:
             cost = 0.0
             for request, start, stop in parts:
-                cost += stop - start if request.costs is None else request.cost(start, stop)
+                costs = request.costs
+                if costs is None:
+                    cost += stop - start
+                else:
+                    cost += costs[start] if stop - start == 1 else sum(costs[start:stop])
             return cost
         widest = max(
             1.0 if request.costs is None else max(request.costs[start:stop]) for request, start, stop in parts
@@ -437,9 +445,22 @@ class Scheduler:
             batch.search.successes += 1
             batch.search.largest = max(batch.search.largest, len(batch))
         self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * replica.curve.predict(batch.cost))
-        position = 0
+        leads, ended, position = self._leads, self._ended, 0
         for request, start, stop in batch.parts:
-            if not request.ended and request.receive(start, stop, results, position):
+            if len(request.items) == 1 and not (request.ended or request.riders):
+                # One item that nobody shares: what nearly all are, and what `receive` and `_hand_out` would do.
+                result = results[position]
+                request.ended = True
+                if isinstance(result, BaseException):
+                    request.fail(result)
+                else:
+                    request.results = [result]
+                if (key := request.key) is not None:
+                    identity = key if request.group is None else (request.group, key)
+                    if leads.get(identity) is request:
+                        del leads[identity]
+                ended.append(request)
+            elif not request.ended and request.receive(start, stop, results, position):
                 self._hand_out(request)
             position += stop - start
 
@@ -466,9 +487,9 @@ class Scheduler:
             self._reruns.in_halves(now, batch, search)
             return
         if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and search.successes:
-            (part,) = batch.parts
-            if part.request.key is not None:
-                self._quarantine.add(now, _identity(part.request), error)
+            ((request, _, _),) = batch.parts
+            if request.key is not None:
+                self._quarantine.add(now, _identity(request), error)
         self._fail_all(batch.parts, error)
         if search.is_outage:
             self._fail_all(self._reruns.abandon(search), error)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class BatchLeft:
+
+class BatchLeft(msgspec.Struct, frozen=True):
     """A batch has gone to `replica`. `waited` is the wait of its oldest request, in seconds."""
 
     model: str
@@ -25,8 +26,7 @@ class BatchLeft:
     replica: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchEnded:
+class BatchEnded(msgspec.Struct, frozen=True):
     """`replica` has answered, or failed with `error`. `seconds` is how long it took.
 
     The error is `Abandoned` where nobody waited for the batch any more.
@@ -40,8 +40,7 @@ class BatchEnded:
     replica: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestsEnded:
+class RequestsEnded(msgspec.Struct, frozen=True):
     """Requests have ended: the `latencies` of the answered, in seconds, and the errors of the rest."""
 
     model: str
@@ -49,16 +48,14 @@ class RequestsEnded:
     errors: Sequence[BaseException]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRefused:
+class RequestRefused(msgspec.Struct, frozen=True):
     """A request was not admitted."""
 
     model: str
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCancelled:
+class RequestCancelled(msgspec.Struct, frozen=True):
     """The caller of a request has gone before its answer."""
 
     model: str

@@ -84,6 +84,7 @@ class Batcher(Generic[In, Out]):
         self._key = key
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
+        self._turn_at = 0.0  # the moment of all that arrives before the next kick
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], Batch] = {}
         self._leaving: set[int] = set()  # replicas that finish what they have
@@ -156,14 +157,14 @@ class Batcher(Generic[In, Out]):
         """Admit a request; its `deliver` is called when it has ended. `submit` without a task or a future."""
         if self._closing:
             raise ShuttingDown("shutting down", "no new requests are taken; use another server")
-        loop = asyncio.get_running_loop()
+        if not self._kick_is_due:
+            self._kick_soon(asyncio.get_running_loop())
         try:
-            self._scheduler.submit(self._now(), request)
+            self._scheduler.submit(self._turn_at, request)
         except CarpoolError as refusal:
             self._tell(RequestRefused(self.name, refusal))
             raise _one_callers_own(refusal) from None
         self._open_requests += 1
-        self._kick_soon(loop)
 
     def cancel(self, request: Request) -> None:
         """Give up on a request: it leaves the queue at once and will not be delivered."""
@@ -262,6 +263,7 @@ class Batcher(Generic[In, Out]):
     def _kick_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._kick_is_due:
             self._kick_is_due = True
+            self._turn_at = self._now()
             loop.call_soon(self._kick)
 
     def _kick(self, now: float | None = None) -> None:
@@ -323,7 +325,7 @@ class Batcher(Generic[In, Out]):
         self._kick()
 
     def _complete(self, left_at: float, batch: Batch, outcome: Sequence[Out] | BaseException) -> None:
-        now = self._now()
+        now = self._turn_at = self._now()
         self._scheduler.complete(now, batch, outcome)
         error = outcome if isinstance(outcome, BaseException) else None
         replica = self._name_of(batch.replica)
@@ -357,8 +359,13 @@ class Batcher(Generic[In, Out]):
         ended = self._scheduler.collect_ended()
         if not ended:
             return
-        latencies = [now - request.arrived for request in ended if request.error is None]
-        errors = [request.error for request in ended if request.error is not None]
+        latencies = []
+        errors: list[BaseException] = []
+        for request in ended:
+            if request.error is None:
+                latencies.append(now - request.arrived)
+            else:
+                errors.append(request.error)
         self._tell(RequestsEnded(self.name, latencies, errors))
         for request in ended:
             if request.deliver is not None:
@@ -392,7 +399,7 @@ def _as_backends(
 
 def _is_wanted(batch: Batch) -> bool:
     """Whether anybody waits for anything in it: a caller, or one who shares what is computed for another."""
-    return not all(part.request.ended for part in batch.parts)
+    return not all(request.ended for request, _, _ in batch.parts)
 
 
 def _given_up(batch: Batch, seconds: float) -> BackendError:

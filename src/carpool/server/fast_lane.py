@@ -176,19 +176,18 @@ class FastLaneProtocol(HttpToolsProtocol):
             if head is not None:
                 size = start + head.length
                 if len(data) == size:
-                    self._serve_known(head, data[start:])
+                    # One object for all of them: there is never a second one here before its reply.
+                    self.cycle = self._serving = exchange = self._known  # type: ignore[assignment]
+                    exchange.route = head.route
+                    exchange.response_complete = False
+                    exchange.request = self.lane.service.enqueue(
+                        head.route, head.terms, data[start:], self._reply
+                    )
                     return
                 if len(data) < size <= _LONGEST_SPLIT and not held:
                     self._held = data
                     return
         self._parse(data)
-
-    def _serve_known(self, head: Head, body: bytes) -> None:
-        # One object for all of them: there is never a second one on this connection before its reply.
-        self.cycle = self._serving = exchange = self._known  # type: ignore[assignment]
-        exchange.route = head.route
-        exchange.response_complete = False
-        exchange.request = self.lane.service.enqueue(head.route, head.terms, body, self._reply)
 
     def _parse(self, data: bytes) -> None:
         """Have the real parser read it. The head of a request that begins with it is known from then on."""
