@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _HANGS = 10.0  # times as long as expected, and so many seconds: then a replica is not slow
 _HANGS_SECONDS = 1.0
+_TIMER_SECONDS = 0.001  # event loops round timers to so much
 
 
 class Batcher(Generic[In, Out]):
@@ -86,7 +87,9 @@ class Batcher(Generic[In, Out]):
         self._kick_is_due = False
         self._turn_at = 0.0  # the moment of all that arrives before the next kick
         self._timer: asyncio.TimerHandle | None = None
-        self._running: dict[asyncio.Task[None], Batch] = {}
+        self._running: dict[asyncio.Task[None], Batch] = {}  # in the order in which they left
+        self._overdue: set[asyncio.Task[None]] = set()  # cancelled, as they took too long
+        self._overdue_timer: asyncio.TimerHandle | None = None
         self._leaving: set[int] = set()  # replicas that finish what they have
         self._timer_due = 0.0
         self._closing = False
@@ -179,8 +182,9 @@ class Batcher(Generic[In, Out]):
         if self._open_requests:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._overdue_timer):
+            if timer is not None:
+                timer.cancel()
         for backend in self._backends.values():
             await backend.close()
 
@@ -275,6 +279,8 @@ class Batcher(Generic[In, Out]):
             task = loop.create_task(self._run(batch))
             self._running[task] = batch
             task.add_done_callback(self._running.pop)
+            if self._overdue_timer is None and self.limits.batch_timeout is not None:
+                self._overdue_timer = loop.call_later(self.limits.batch_timeout, self._end_overdue)
             self._tell(
                 BatchLeft(
                     model=self.name,
@@ -307,6 +313,22 @@ class Batcher(Generic[In, Out]):
         self._timer = None
         self._kick(max(due, self._now()))
 
+    def _end_overdue(self) -> None:
+        """Cancel the batches that take too long. One timer is enough: all may take the same time."""
+        self._overdue_timer = None
+        allowed = self.limits.batch_timeout
+        assert allowed is not None
+        since = self._now() - allowed + _TIMER_SECONDS
+        for task, batch in self._running.items():
+            if batch.taken_at > since:
+                left = batch.taken_at - since
+                self._overdue_timer = asyncio.get_running_loop().call_later(left, self._end_overdue)
+                return
+            if task not in self._overdue:
+                self._overdue.add(task)
+                task.add_done_callback(self._overdue.discard)
+                task.cancel()
+
     async def _run(self, batch: Batch) -> None:
         left_at = self._now()
         try:
@@ -332,18 +354,18 @@ class Batcher(Generic[In, Out]):
         self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error, replica))
 
     async def _outcome(self, batch: Batch) -> Sequence[Out] | BaseException:
-        deadline = asyncio.timeout(self.limits.batch_timeout)
         try:
-            async with deadline:
-                return await self._backends[batch.replica].run(batch.items, batch.group)
+            return await self._backends[batch.replica].run(batch.items, batch.group)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task not in self._overdue or task is None or task.uncancel():
+                raise
+            return BackendError(
+                "the backend did not answer in time", f"a batch may take {self.limits.batch_timeout} s"
+            )
         except CarpoolError as error:
             return error
         except Exception as error:
-            if deadline.expired():
-                return BackendError(
-                    "the backend did not answer in time",
-                    f"a batch may take {self.limits.batch_timeout} s",
-                )
             kind = BatchTooLarge if isinstance(error, MemoryError) else BatchFailed
             failure = kind(f"the model raised {type(error).__name__}")
             failure.__cause__ = error
