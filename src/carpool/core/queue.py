@@ -48,10 +48,10 @@ class Flow:
 
     __slots__ = ("arrivals", "is_head", "requests", "share")
 
-    def __init__(self, share: Share, arrivals: deque[Request]) -> None:
+    def __init__(self, share: Share) -> None:
         self.share = share
         self.requests: deque[Request] = deque()
-        self.arrivals = arrivals  # of all flows of this weight in the lane
+        self.arrivals = self.requests  # of all flows of this weight in the lane; not these where it has company
         self.is_head = False  # whether it is in its lane's heap
 
     def waits(self) -> bool:
@@ -76,7 +76,7 @@ class Flow:
 class Lane:
     """The waiting requests of one group, `waiting` items that cost `cost`."""
 
-    __slots__ = ("_arrivals", "_pushed", "cost", "flows", "group", "heads", "waiting")
+    __slots__ = ("_alone", "_arrivals", "_pushed", "cost", "flows", "group", "heads", "waiting")
 
     def __init__(self, group: Hashable) -> None:
         self.group = group
@@ -86,6 +86,7 @@ class Lane:
         self.heads: list[tuple[float, int, Flow]] = []  # a heap: the busy flows by their tags
         self._pushed = 0
         self._arrivals: dict[float, deque[Request]] = {}  # by weight, in order of arrival
+        self._alone: dict[float, Flow] = {}  # the flow of a weight that there is but one of
 
     def oldest(self) -> Request:
         """The request that has waited longest. There must be one."""
@@ -137,7 +138,14 @@ class Lane:
 
     def add_flow(self, key: tuple[str, float], share: Share) -> Flow:
         """A flow for a share that is not known here."""
-        flow = self.flows[key] = Flow(share, self._arrivals.setdefault(share.weight, deque()))
+        flow = self.flows[key] = Flow(share)
+        weight = share.weight
+        if weight not in self._arrivals:
+            self._arrivals[weight], self._alone[weight] = flow.arrivals, flow
+            return flow
+        if (first := self._alone.pop(weight, None)) is not None:
+            first.arrivals = self._arrivals[weight] = deque(first.requests)
+        flow.arrivals = self._arrivals[weight]
         return flow
 
     def add_head(self, flow: Flow) -> None:
@@ -221,7 +229,8 @@ class Queue:
         self.waiting += size
         self.cost += cost
         flow.requests.append(request)
-        flow.arrivals.append(request)
+        if flow.arrivals is not flow.requests:
+            flow.arrivals.append(request)
         if not flow.is_head:
             lane.add_head(flow)
         if len(flow.arrivals) > _SPARE_ENTRIES + 2 * lane.waiting:

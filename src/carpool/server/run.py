@@ -115,6 +115,7 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
     config = uvicorn.Config(
         create_app(service),
         http=fast_lane(service, batched_routes(service)),
+        ws="none",  # or an installed WebSocket library would take over who asks for an upgrade
         log_config=None,
         access_log=False,
         server_header=False,
