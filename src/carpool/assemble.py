@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 from carpool.backends.base import Backend
@@ -12,14 +12,16 @@ from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
-from carpool.errors import ModelError
+from carpool.core.replica import Capacity
+from carpool.errors import ModelError, Unavailable
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
+from carpool.server.models import ServedModel
 from carpool.server.passthrough import PassThrough
-from carpool.server.service import BodyLimits, ServedModel, Service
+from carpool.server.service import BodyLimits, Service
 from carpool.wire.base import EncodedJson
 
 _LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
@@ -34,19 +36,22 @@ def assemble(config: Config) -> Service:
     return assemble_both(config)[0]
 
 
-def assemble_both(config: Config) -> tuple[Service, Upstreams]:
-    """The same, and the means to change its upstreams while it serves."""
+def assemble_both(config: Config) -> tuple[Service, Mapping[str, Upstreams]]:
+    """The same, and the means to change the upstreams of each proxied model while it serves."""
     metrics = Metrics()
-    ((name, settings),) = config.models.items()  # one model in a server, so far
-    backends = [_upstream(url, settings) for url in settings.inference_url]
-    model = _serve(name, settings, backends, metrics)
+    models, upstreams = [], {}
+    for name, settings in config.models.items():
+        backends = [_upstream(url, settings) for url in settings.inference_url]
+        model = _serve(name, settings, backends, metrics, is_only=len(config.models) == 1)
+        models.append(model)
+        if backends:
+            upstreams[name] = Upstreams(settings, backends, model.batcher)
     limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
-    passthrough = PassThrough(backends, settings.batch_timeout_ms / 1000) if backends else None
-    return Service([model], metrics, limits, passthrough), Upstreams(settings, backends, model.batcher)
+    return Service(models, metrics, limits), upstreams
 
 
 class Upstreams:
-    """The upstreams of a service, by their URLs, which may come and go while it serves.
+    """The upstreams of a model, by their URLs, which may come and go while it serves.
 
     `backends` is the list that the service looks at too.
     """
@@ -61,7 +66,7 @@ class Upstreams:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where they are; nowhere, if a model is served from here."""
+        """Where they are."""
         return tuple(self._by_url)
 
     async def add(self, url: str) -> HttpBackend:
@@ -95,10 +100,45 @@ def model_directory(settings: ModelSettings, progress: pull.Progress = lambda do
     return path.resolve()
 
 
+class Missing:
+    """In the place of a model that is not there, so that others are served: it says why when it is started."""
+
+    capacity = Capacity()
+
+    def __init__(self, error: ModelError) -> None:
+        self._error = error
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Raise what is wrong."""
+        raise self._error
+
+    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[EncodedJson]:
+        """Run nothing."""
+        raise Unavailable("the model is not loaded", str(self._error))
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def trouble(self) -> str | None:
+        """What is wrong."""
+        return str(self._error)
+
+
 def _serve(
-    name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics
+    name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics, is_only: bool
 ) -> ServedModel:
-    backends, title = (upstreams, _title(upstreams)) if upstreams else _local(settings)
+    """A model with its queue. That its files are missing is raised where it is the only one."""
+    backends: Sequence[Backend[bytes, EncodedJson]]
+    if upstreams:
+        backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
+    else:
+        try:
+            backends, title = _local(settings)
+        except ModelError as error:
+            if is_only:
+                raise
+            backends, title = [Missing(error)], settings.model
+    passthrough = PassThrough(upstreams, settings.batch_timeout_ms / 1000) if upstreams else None
     policy = BatchPolicy(
         settings.policy,
         settings.max_batch_size,
@@ -123,7 +163,15 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
-    return ServedModel(name, title, batcher, backends, cost=estimated_tokens, dedupe=settings.dedupe)
+    return ServedModel(
+        name,
+        title,
+        batcher,
+        backends,
+        cost=estimated_tokens,
+        dedupe=settings.dedupe,
+        passthrough=passthrough,
+    )
 
 
 def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
@@ -131,10 +179,6 @@ def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
     return HttpBackend(
         url, upstream=settings.upstream, model=settings.upstream_model, api_key=settings.upstream_api_key
     )
-
-
-def _title(upstreams: Sequence[HttpBackend]) -> str:
-    return f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
 
 
 def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
