@@ -233,7 +233,8 @@ def test_a_proxied_model_may_be_the_default_one(settings: Path, tmp_path: Path) 
 def test_a_worker_that_dies_is_trouble_of_its_model_alone(settings: Path, tmp_path: Path) -> None:
     """The proxied model serves throughout, /health says which one does not, and the worker comes back."""
     with carpool_serve(tmp_path, ["--config", str(settings)]) as server:
-        until(lambda: states(server)["org/far"] == states(server)["local"] == "healthy")
+        until(lambda: server.client.get("/health").status_code == 200)  # so that no worker is loading
+        until(lambda: states(server)["org/far"] == "healthy")
         (worker,) = server.children()
         os.kill(worker, signal.SIGKILL)
         until(lambda: states(server)["local"] == "unhealthy")
