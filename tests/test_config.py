@@ -188,6 +188,7 @@ def test_the_log_level_and_its_old_name(tmp_path: Path, environment: dict[str, s
         ("port = 3000", "port = 3000 is in the wrong place: write it in [server]"),
         ("server = 3", "server = 3 is not a table"),
         ('[models."a b"]', '[models."a b"]: no name of a model: allowed: letters, digits'),
+        ('[models.a]\n[models."a/b"]', '[models.a] and [models."a/b"]: one name goes on from the other'),
         ('[models.a]\n[server]\ndefault_model = "b"', 'default_model = "b" is no model here: allowed: a'),
         ("[models]\na = 3", "a = 3 is not a table"),
         ("max_batch_size = ", "not a TOML file"),

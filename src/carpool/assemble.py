@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
+from carpool.backends.missing import Missing
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
-from carpool.core.replica import Capacity
-from carpool.errors import ModelError, Unavailable
+from carpool.errors import MissingExtra, ModelError
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
 from carpool.observe.log import LogObserver
@@ -100,41 +100,17 @@ def model_directory(settings: ModelSettings, progress: pull.Progress = lambda do
     return path.resolve()
 
 
-class Missing:
-    """In the place of a model that is not there, so that others are served: it says why when it is started."""
-
-    capacity = Capacity()
-
-    def __init__(self, error: ModelError) -> None:
-        self._error = error
-
-    async def start(self, on_change: Callable[[], None]) -> None:
-        """Raise what is wrong."""
-        raise self._error
-
-    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[EncodedJson]:
-        """Run nothing."""
-        raise Unavailable("the model is not loaded", str(self._error))
-
-    async def close(self) -> None:
-        """Nothing to release."""
-
-    def trouble(self) -> str | None:
-        """What is wrong."""
-        return str(self._error)
-
-
 def _serve(
     name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics, is_only: bool
 ) -> ServedModel:
-    """A model with its queue. That its files are missing is raised where it is the only one."""
+    """A model with its queue. That it cannot be had is raised here only if it is the only one."""
     backends: Sequence[Backend[bytes, EncodedJson]]
     if upstreams:
         backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
     else:
         try:
             backends, title = _local(settings)
-        except ModelError as error:
+        except (ModelError, MissingExtra) as error:
             if is_only:
                 raise
             backends, title = [Missing(error)], settings.model

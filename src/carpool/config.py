@@ -446,6 +446,12 @@ def _pop_models(tables: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]
         if not _NAME.fullmatch(name):
             allowed = "letters, digits, and . _ - : / between them"
             raise ConfigError(f"{file}: {header_of(name)}: no name of a model", f"allowed: {allowed}")
+        for other in models:
+            if name.startswith(f"{other}/"):
+                both = f"{header_of(other)} and {header_of(name)}"
+                raise ConfigError(
+                    f"{file}: {both}: one name goes on from the other", "allowed: paths of their own"
+                )
     return {name: _pop_table(dict(models), name, file) for name in models} or {DEFAULT_NAME: {}}
 
 

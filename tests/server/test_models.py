@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from carpool.errors import ModelError, NotFound, Unavailable
+from carpool.errors import ModelError, NotFound
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
-from carpool.server.models import Models, ServedModel
+from carpool.server.models import ServedModel
 from carpool.server.routes import batched_routes
 from carpool.server.service import BodyLimits, Service
 from carpool.wire.base import Reply, Route
@@ -85,10 +85,12 @@ async def test_while_one_loads_the_other_serves_and_health_waits() -> None:
     assert health(service) == (503, "starting: a", ["loading", "healthy"])
     assert await ask(service, "/models/b/embed") == 200
     assert await ask(service, "/embed") == 503
-    with pytest.raises(Unavailable) as refusal:
-        service.models.choose("a")
-    assert refusal.value.retry_after == 1
-    assert 'carpool_replica_up{model="a",replica="0"} 0.0' in service.metrics.prometheus().decode()
+    refusal = service.models.refusal(service.models.default)
+    assert refusal is not None
+    assert refusal.retry_after == 1
+    metrics = service.metrics.prometheus().decode()
+    assert 'carpool_replica_up{model="a",replica="0"} 0.0' in metrics
+    assert 'carpool_requests_total{model="a",outcome="Unavailable"} 1.0' in metrics
     slow.loaded.set_result(None)
     while service.models.loading():
         await asyncio.sleep(0)
@@ -153,13 +155,3 @@ async def test_a_caller_that_gives_up_leaves_the_queue_of_its_own_model() -> Non
     assert (before, service.is_idle) == (False, True)
     held.gate.set()
     await service.close()
-
-
-def test_the_longest_name_that_fits_is_whose_path_it_is() -> None:
-    """A name may go on with a slash where another one ends."""
-    batcher: Batcher[bytes, Any] = Batcher(Echo())
-    models = Models([ServedModel(name, name, batcher, []) for name in ("a", "a/b")])
-    found = {
-        path: models.under(path) for path in ("/models/a/x", "/models/a/b/x", "/v2/models/a/b", "/models/ab/x")
-    }
-    assert [each and each.name for each in found.values()] == ["a", "a/b", "a/b", None]

@@ -63,7 +63,7 @@ class ServedModel:
 
 
 class Models:
-    """Those that are served, the default one first. `start`, then `choose`, then `close`."""
+    """Those that are served, the default one first. `start`, then `find`, then `close`."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._default = models[0]
@@ -104,18 +104,16 @@ class Models:
     def under(self, path: str) -> ServedModel | None:
         """The model whose name a path has behind `/models/`, or `/v2/models/`."""
         rest = path.removeprefix("/v2").removeprefix(OWN) + "/"
-        names = [name for name in self._served if rest.startswith(f"{name}/")]
-        return self._served[max(names, key=len)] if names else None
+        return next((model for model in self if rest.startswith(f"{model.name}/")), None)
 
-    def choose(self, name: str) -> ServedModel:
-        """The same, if it has started. Raises `Unavailable`."""
-        model = self.find(name)
+    def refusal(self, model: ServedModel) -> Unavailable | None:
+        """What callers of a model that has not started are told."""
         if model.name in self._loads:
-            raise Unavailable(f"the model '{model.name}' is loading", "come back in a moment", retry_after=1)
+            return Unavailable(f"the model '{model.name}' is loading", "come back in a moment", retry_after=1)
         if model.name in self._unready:
             why = f"{OWN}{model.name}/health says why"  # an operator's paths, for instance: nothing for callers
-            raise Unavailable(f"the model '{model.name}' could not be loaded", why)
-        return model
+            return Unavailable(f"the model '{model.name}' could not be loaded", why)
+        return None
 
     def behind(self, path: str) -> tuple[PassThrough | None, str]:
         """Who answers a path that no route does, if anybody, and what of its beginning is not for them.

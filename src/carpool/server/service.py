@@ -15,7 +15,7 @@ from functools import partial
 from carpool.core.request import Request
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
-from carpool.observe.observer import ReplicaStatus
+from carpool.observe.observer import ReplicaStatus, RequestRefused
 from carpool.server.models import Models, ServedModel
 from carpool.wire import native
 from carpool.wire.base import JSON, Encode, Reply, Route
@@ -144,7 +144,7 @@ class Service:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
             ask = route.decode(body)
             items = ask.items
-            model = self.models.only or self.models.choose(asked.model or ask.model)
+            model = self.models.only or self._choose(asked.model or ask.model)
             request = Request(
                 items,
                 partial(_deliver, route, ask.encode or route.encode, on_reply),
@@ -161,6 +161,14 @@ class Service:
             on_reply(_refusal(route, error))
             return None
         return request
+
+    def _choose(self, name: str) -> ServedModel:
+        """The model that a name means. Raises `NotFound`, or `Unavailable` if it has not started."""
+        model = self.models.find(name)
+        if (refusal := self.models.refusal(model)) is not None:
+            self.metrics.observe(RequestRefused(model.name, refusal))
+            raise refusal
+        return model
 
     def cancel(self, request: Request) -> None:
         """Give up on a request: its caller has gone. Harmless when it has ended."""
