@@ -185,7 +185,8 @@ class Models:
         else:
             del self._unready[model.name]
             policy, slots = str(model.batcher.policy), model.batcher.limits.max_in_flight
-            logger.info("serving", extra={"model": model.title, "policy": policy, "slots": slots})
+            shown = model.title if self.only else f"{model.name}: {model.title}"
+            logger.info("serving", extra={"model": shown, "policy": policy, "slots": slots})
         finally:
             self._loads.pop(model.name, None)
             if model.name not in errors or len(errors) == len(self._served):
