@@ -45,6 +45,16 @@ def test_config_prints_a_file_that_gives_the_same_settings_with_their_sources(
     assert load_config(environment={}).models["default"].policy == "timeout"
 
 
+def test_config_prints_every_model(tmp_path: Path) -> None:
+    """Also one whose name TOML wants in quotes; the default one comes first."""
+    models = '[models.a]\n[models."org/b:1"]\ninference_url = "http://b"\n'
+    (tmp_path / "config.toml").write_text(models)
+    written = tomllib.loads(invoke("config", "--default-model", "org/b:1").stdout)
+    assert list(written["models"]) == ["org/b:1", "a"]
+    assert written["models"]["org/b:1"]["inference_url"] == ["http://b"]
+    assert written["server"]["default_model"] == "org/b:1"
+
+
 def test_a_flag_may_be_given_for_each_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is a secret is not printed."""
     monkeypatch.setenv("CARPOOL_UPSTREAM_API_KEY", "hush")

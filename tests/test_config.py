@@ -81,6 +81,47 @@ def test_tables_beside_flat_keys(tmp_path: Path) -> None:
     assert config.sources["small", "max_batch_size"].endswith("[models.small]")
 
 
+SEVERAL = """
+max_batch_size = 8
+inference_url = "http://gateway"
+[models.local]
+model = "minilm"
+max_batch_size = 16
+[models."org/far:1"]
+upstream_model = "far"
+"""
+
+
+def test_of_several_models_each_says_what_is_its_own(tmp_path: Path) -> None:
+    """What it says goes first; flags, variables and flat keys are for all that do not say otherwise."""
+    flags, environment = {"max_batch_size": "4"}, {"MAX_WAIT_TIME": "0.05"}
+    config = load(tmp_path, SEVERAL, flags, environment)
+    local, far = config.models.values()
+    assert list(config.models) == ["local", "org/far:1"]
+    assert (local.max_batch_size, far.max_batch_size) == (16, 4)
+    assert (local.max_wait_time_ms, far.max_wait_time_ms) == (50, 50)
+    assert config.sources["org/far:1", "max_batch_size"] == "flag --max-batch-size"
+    assert config.sources["local", "max_batch_size"].endswith("[models.local]")
+    assert load(tmp_path, SEVERAL).models["org/far:1"].max_batch_size == 8
+
+
+def test_one_of_several_inherits_not_both_a_model_and_an_upstream(tmp_path: Path) -> None:
+    """One that says which of the two it is stays that, whatever all of them were told."""
+    for environment in ({}, {"INFERENCE_URL": "http://gateway"}):
+        local, far = load(tmp_path, SEVERAL, environment=environment).models.values()
+        assert (local.model, local.inference_url) == ("minilm", ())
+        assert (far.inference_url, far.upstream_model) == (("http://gateway",), "far")
+    both = '[models.a]\nmodel = "x"\ninference_url = "http://a"\n[models.b]'
+    with pytest.raises(ConfigError, match=r"both model \(.*\[models.a\]\) and inference_url"):
+        load(tmp_path, both)
+
+
+def test_the_default_model_is_the_first_or_the_one_that_is_named(tmp_path: Path) -> None:
+    """It comes first in the configuration."""
+    assert next(iter(load(tmp_path, SEVERAL).models)) == "local"
+    assert next(iter(load(tmp_path, SEVERAL, {"default_model": "org/far:1"}).models)) == "org/far:1"
+
+
 @pytest.mark.parametrize(
     ("environment", "key", "value"),
     [
@@ -146,7 +187,9 @@ def test_the_log_level_and_its_old_name(tmp_path: Path, environment: dict[str, s
         ),
         ("port = 3000", "port = 3000 is in the wrong place: write it in [server]"),
         ("server = 3", "server = 3 is not a table"),
-        ("[models.a]\n[models.b]", "[models.a], [models.b]: more than one model"),
+        ('[models."a b"]', '[models."a b"]: no name of a model: allowed: letters, digits'),
+        ('[models.a]\n[models."a/b"]', '[models.a] and [models."a/b"]: one name goes on from the other'),
+        ('[models.a]\n[server]\ndefault_model = "b"', 'default_model = "b" is no model here: allowed: a'),
         ("[models]\na = 3", "a = 3 is not a table"),
         ("max_batch_size = ", "not a TOML file"),
     ],

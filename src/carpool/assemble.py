@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
+from carpool.backends.missing import Missing
 from carpool.backends.process.parent import ProcessBackend
 from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
-from carpool.errors import ModelError
+from carpool.errors import MissingExtra, ModelError
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
+from carpool.server.models import ServedModel
 from carpool.server.passthrough import PassThrough
-from carpool.server.service import BodyLimits, ServedModel, Service
+from carpool.server.service import BodyLimits, Service
 from carpool.wire.base import EncodedJson
 
 _LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
@@ -34,19 +36,22 @@ def assemble(config: Config) -> Service:
     return assemble_both(config)[0]
 
 
-def assemble_both(config: Config) -> tuple[Service, Upstreams]:
-    """The same, and the means to change its upstreams while it serves."""
+def assemble_both(config: Config) -> tuple[Service, Mapping[str, Upstreams]]:
+    """The same, and the means to change the upstreams of each proxied model while it serves."""
     metrics = Metrics()
-    ((name, settings),) = config.models.items()  # one model in a server, so far
-    backends = [_upstream(url, settings) for url in settings.inference_url]
-    model = _serve(name, settings, backends, metrics)
+    models, upstreams = [], {}
+    for name, settings in config.models.items():
+        backends = [_upstream(url, settings) for url in settings.inference_url]
+        model = _serve(name, settings, backends, metrics, is_only=len(config.models) == 1)
+        models.append(model)
+        if backends:
+            upstreams[name] = Upstreams(settings, backends, model.batcher)
     limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
-    passthrough = PassThrough(backends, settings.batch_timeout_ms / 1000) if backends else None
-    return Service([model], metrics, limits, passthrough), Upstreams(settings, backends, model.batcher)
+    return Service(models, metrics, limits), upstreams
 
 
 class Upstreams:
-    """The upstreams of a service, by their URLs, which may come and go while it serves.
+    """The upstreams of a model, by their URLs, which may come and go while it serves.
 
     `backends` is the list that the service looks at too.
     """
@@ -61,7 +66,7 @@ class Upstreams:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where they are; nowhere, if a model is served from here."""
+        """Where they are."""
         return tuple(self._by_url)
 
     async def add(self, url: str) -> HttpBackend:
@@ -96,9 +101,20 @@ def model_directory(settings: ModelSettings, progress: pull.Progress = lambda do
 
 
 def _serve(
-    name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics
+    name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics, is_only: bool
 ) -> ServedModel:
-    backends, title = (upstreams, _title(upstreams)) if upstreams else _local(settings)
+    """A model with its queue. That it cannot be had is raised here only if it is the only one."""
+    backends: Sequence[Backend[bytes, EncodedJson]]
+    if upstreams:
+        backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
+    else:
+        try:
+            backends, title = _local(settings)
+        except (ModelError, MissingExtra) as error:
+            if is_only:
+                raise
+            backends, title = [Missing(error)], settings.model
+    passthrough = PassThrough(upstreams, settings.batch_timeout_ms / 1000) if upstreams else None
     policy = BatchPolicy(
         settings.policy,
         settings.max_batch_size,
@@ -123,7 +139,15 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
-    return ServedModel(name, title, batcher, backends, cost=estimated_tokens, dedupe=settings.dedupe)
+    return ServedModel(
+        name,
+        title,
+        batcher,
+        backends,
+        cost=estimated_tokens,
+        dedupe=settings.dedupe,
+        passthrough=passthrough,
+    )
 
 
 def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
@@ -131,10 +155,6 @@ def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
     return HttpBackend(
         url, upstream=settings.upstream, model=settings.upstream_model, api_key=settings.upstream_api_key
     )
-
-
-def _title(upstreams: Sequence[HttpBackend]) -> str:
-    return f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
 
 
 def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:

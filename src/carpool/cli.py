@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from carpool.config import (
     ModelSettings,
     Setting,
     as_toml,
+    header_of,
     load_config,
 )
 from carpool.errors import CarpoolError, ConfigError
@@ -83,13 +84,12 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
         configure_logging(config.server.log_level)
         with listen(config.server.host, config.server.port) as listener:
             for settings in config.models.values():
-                _pull_if_needed(settings)
+                _pull_if_needed(settings, is_only=len(config.models) == 1)
             service, upstreams = assemble_both(config)
             host, port = listener.getsockname()[:2]
-            banner = _banner(host, port, service)
+            reload = Reload(config, file, partial(load_config, file, _given(flags)), service, upstreams)
             try:
-                again = partial(load_config, file, _given(flags))
-                serve(service, listener, lambda: click.echo(banner), Reload(config, file, again, upstreams))
+                serve(service, listener, lambda: click.echo(_banner(host, port, service)), reload)
             except KeyboardInterrupt:  # before there was anything to drain
                 sys.exit(130)
 
@@ -119,10 +119,12 @@ def _given(flags: dict[str, str | tuple[str, ...] | None]) -> dict[str, str]:
     return {key: text if isinstance(text, str) else ",".join(text) for key, text in given.items()}
 
 
-def _pull_if_needed(settings: ModelSettings) -> None:
+def _pull_if_needed(settings: ModelSettings, is_only: bool) -> None:
+    """Fetch a local model that is not here. That it cannot be had is raised where it is the only one."""
     proxied = bool(settings.inference_url)
     if not proxied and settings.model in CATALOG and not models.is_cached(CATALOG[settings.model]):
-        _pull(settings)
+        with nullcontext() if is_only else suppress(CarpoolError):  # what is missing is said when it is started
+            _pull(settings)
 
 
 def _pull(settings: ModelSettings) -> None:
@@ -138,10 +140,18 @@ def _banner(host: str, port: int, service: Service) -> str:
     header = "-H 'content-type: application/json'"
     lines = [f"carpool {version('carpool')} is serving"]
     lines += [f"  where   {where} (docs at /docs, numbers at /metrics)"]
+    is_only = service.models.only is not None
     for model in service.models:
-        lines += [f"  model   {model.title}", f"  policy  {model.batcher.policy}"]
+        title = model.title if is_only else f"{model.name}: {model.title}{_not_yet(service, model.name)}"
+        lines += [f"  model   {title}", f"  policy  {model.batcher.policy}"]
     lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
     return "\n".join(lines)
+
+
+def _not_yet(service: Service, name: str) -> str:
+    """Why a model does not serve with the others."""
+    reason = service.models.unready(name)
+    return "" if reason is None else f" ({reason})"
 
 
 def _as_toml(config: Config) -> str:
@@ -149,7 +159,7 @@ def _as_toml(config: Config) -> str:
     lines = ["[server]"]
     lines += [_toml_line(config, "server", setting, config.server) for setting in SERVER_SETTINGS]
     for name, settings in config.models.items():
-        lines += ["", f"[models.{name}]"]
+        lines += ["", header_of(name)]
         lines += [_toml_line(config, name, setting, settings) for setting in MODEL_SETTINGS]
     return "\n".join(lines)
 

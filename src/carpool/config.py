@@ -2,7 +2,8 @@
 
 The fields of `ModelSettings` and `ServerSettings` are the single list: file keys, flags, environment
 variables, checks, `carpool config` and the reference in the docs all derive from them. A value is taken
-from the first of: flag, environment, file (`[models.NAME]` before flat keys), default.
+from the first of: flag, environment, file (`[models.NAME]` before flat keys), default. With several
+`[models.NAME]` what one says of itself goes first: flags and the environment are then for all of them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +28,10 @@ from carpool.wire.upstream import UpstreamName
 DEFAULT_FILE = Path("config.toml")
 DEFAULT_MODEL = "minilm"
 DEFAULT_NAME = "default"  # of the one model that the flat keys describe
+
+# Names stand in paths and in OpenAI's `model`, where "owner/name:tag" is usual.
+_NAME = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+_EXCLUSIVE = {"model": "inference_url", "inference_url": "model"}
 
 ENGINES = ("auto", "openvino", "onnxruntime")
 
@@ -177,11 +183,15 @@ class ServerSettings:
         2 * 1024**2, "Largest body of a route that takes texts.", between=(1, 1024**3)
     )
     max_predict_bytes: int = _setting(32 * 1024**2, "Largest body of /predict.", between=(1, 1024**3))
+    default_model: str = _setting("", "Of several models, the one for requests that name none; else the first.")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The effective settings. `sources` tells for each (table, key) where its value came from."""
+    """The effective settings. `sources` tells for each (table, key) where its value came from.
+
+    The first of the models is the default one.
+    """
 
     server: ServerSettings
     models: Mapping[str, ModelSettings]
@@ -228,35 +238,44 @@ def load_config(
     """
     flat = _read(file)
     server_table = _pop_table(flat, "server", file)
-    name, model_table = _pop_model(flat, file)
+    tables = _pop_models(flat, file)
     _refuse_unknown(flat, MODEL_SETTINGS, f"{file}", {"server": SERVER_SETTINGS})
     _refuse_unknown(server_table, SERVER_SETTINGS, f"{file} [server]", {})
-    _refuse_unknown(model_table, MODEL_SETTINGS, f"{file} [models.{name}]", {})
-    sources: dict[tuple[str, str], str] = {}
-
-    def resolve(table: str, settings: tuple[Setting, ...], *layers: tuple[str, Mapping[str, Any]]) -> Any:
-        values = {}
-        for setting in settings:
-            value, source = _first(setting, flags, environment, layers)
-            values[setting.key] = value
-            sources[table, setting.key] = source
-        return values
-
-    server = ServerSettings(**resolve("server", SERVER_SETTINGS, (f"{file} [server]", server_table)))
-    layers = (f"{file} [models.{name}]", model_table), (str(file), flat)
-    model = ModelSettings(**resolve(name, MODEL_SETTINGS, *layers))
-    _refuse_two_models(model, sources[name, "model"], sources[name, "inference_url"])
-    return Config(server, {name: model}, sources)
+    sources = _Sources(flags, environment)
+    server = ServerSettings(
+        **sources.values("server", SERVER_SETTINGS, shared=((f"{file} [server]", server_table),))
+    )
+    models = {}
+    for name, table in tables.items():
+        own, inherited = (f"{file} {header_of(name)}", table), (str(file), flat)
+        models[name] = _resolve_model(sources, name, own, inherited, is_only=len(tables) == 1)
+    _refuse_unknown_default(server.default_model, models, sources.found["server", "default_model"])
+    by_default = sorted(models, key=lambda name: name != server.default_model)
+    return Config(server, {name: models[name] for name in by_default}, sources.found)
 
 
-def differences(before: Config, after: Config) -> set[str]:
-    """The keys of the settings that are not the same, and `models.NAME` where a model has another name."""
-    changed = {key for key in _keys(SERVER_SETTINGS) if _differ(before.server, after.server, key)}
-    for name, model in after.models.items():
-        if name not in before.models:
-            changed.add(f"models.{name}")
-        else:
-            changed |= {key for key in _keys(MODEL_SETTINGS) if _differ(before.models[name], model, key)}
+Table = tuple[str, Mapping[str, Any]]  # one of a file, with what it is called in messages
+
+
+def _resolve_model(sources: _Sources, name: str, own: Table, flat: Table, is_only: bool) -> ModelSettings:
+    """One model's settings. One of several that says what it runs, or is a proxy to, inherits not the other."""
+    _refuse_unknown(own[1], MODEL_SETTINGS, own[0], {})
+    if is_only:
+        values = sources.values(name, MODEL_SETTINGS, shared=(own, flat))
+    else:
+        skip = {other for key, other in _EXCLUSIVE.items() if own[1].get(key) and other not in own[1]}
+        values = sources.values(name, MODEL_SETTINGS, own=(own,), shared=(flat,), skip=skip)
+    model = ModelSettings(**values)
+    _refuse_two_models(model, sources.found[name, "model"], sources.found[name, "inference_url"])
+    return model
+
+
+def differences(before: Config, after: Config) -> set[tuple[str, str]]:
+    """The settings that are not the same, each with its table, among the models that are in both."""
+    changed = {("server", key) for key in _keys(SERVER_SETTINGS) if _differ(before.server, after.server, key)}
+    for name in before.models.keys() & after.models.keys():
+        one, other = before.models[name], after.models[name]
+        changed |= {(name, key) for key in _keys(MODEL_SETTINGS) if _differ(one, other, key)}
     return changed
 
 
@@ -268,23 +287,47 @@ def _differ(before: object, after: object, key: str) -> bool:
     return bool(getattr(before, key) != getattr(after, key))
 
 
-def _first(
-    setting: Setting,
-    flags: Mapping[str, str],
-    environment: Mapping[str, str],
-    layers: tuple[tuple[str, Mapping[str, Any]], ...],
-) -> tuple[Any, str]:
-    """The value of the first source that has one, checked, and the source's name."""
-    if (text := flags.get(setting.key)) is not None:
-        return _parse(setting, text, text, source := f"flag {setting.flag}"), source
-    for variable in setting.variables:
-        if text := variable.convert(environment.get(variable.name, "")):
-            shown = environment[variable.name]
-            return _parse(setting, text, shown, source := f"environment {variable.name}"), source
-    for source, table in layers:
+class _Sources:
+    """Looks for values, and remembers in `found` where each of them was."""
+
+    def __init__(self, flags: Mapping[str, str], environment: Mapping[str, str]) -> None:
+        self.found: dict[tuple[str, str], str] = {}
+        self._flags = flags
+        self._environment = environment
+
+    def values(
+        self,
+        name: str,
+        settings: tuple[Setting, ...],
+        own: tuple[Table, ...] = (),
+        shared: tuple[Table, ...] = (),
+        skip: Container[str] = (),
+    ) -> dict[str, Any]:
+        """The value of each setting: from the tables `own`, a flag, the environment, the tables `shared`."""
+        values = {}
+        for setting in settings:
+            found = None
+            if setting.key not in skip:
+                found = _said(setting, own) or self._given(setting) or _said(setting, shared)
+            values[setting.key], self.found[name, setting.key] = found or (setting.default, "default")
+        return values
+
+    def _given(self, setting: Setting) -> tuple[Any, str] | None:
+        if (text := self._flags.get(setting.key)) is not None:
+            return _parse(setting, text, text, source := f"flag {setting.flag}"), source
+        for variable in setting.variables:
+            if text := variable.convert(self._environment.get(variable.name, "")):
+                shown = self._environment[variable.name]
+                return _parse(setting, text, shown, source := f"environment {variable.name}"), source
+        return None
+
+
+def _said(setting: Setting, tables: tuple[Table, ...]) -> tuple[Any, str] | None:
+    """The value of the first table that has one, checked, and the table."""
+    for source, table in tables:
         if setting.key in table:
             return _check(setting, table[setting.key], table[setting.key], source), source
-    return setting.default, "default"
+    return None
 
 
 def _parse(setting: Setting, text: str, shown: str, source: str) -> Any:
@@ -396,14 +439,25 @@ def _pop_table(tables: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
     return table
 
 
-def _pop_model(tables: dict[str, Any], file: Path) -> tuple[str, dict[str, Any]]:
+def _pop_models(tables: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """The models by their names: the one that the flat keys describe, where there is no table of any."""
     models = _pop_table(tables, "models", file)
-    if len(models) > 1:
-        named = ", ".join(f"[models.{name}]" for name in models)
-        raise ConfigError(f"{file}: {named}: more than one model", "allowed: one model in a server, so far")
     for name in models:
-        return name, _pop_table(models, name, file)
-    return DEFAULT_NAME, {}
+        if not _NAME.fullmatch(name):
+            allowed = "letters, digits, and . _ - : / between them"
+            raise ConfigError(f"{file}: {header_of(name)}: no name of a model", f"allowed: {allowed}")
+        for other in models:
+            if name.startswith(f"{other}/"):
+                both = f"{header_of(other)} and {header_of(name)}"
+                raise ConfigError(
+                    f"{file}: {both}: one name goes on from the other", "allowed: paths of their own"
+                )
+    return {name: _pop_table(dict(models), name, file) for name in models} or {DEFAULT_NAME: {}}
+
+
+def header_of(name: str) -> str:
+    """How a model's table begins."""
+    return f"[models.{name}]" if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'[models."{name}"]'
 
 
 def _refuse_unknown(
@@ -435,3 +489,9 @@ def _refuse_two_models(model: ModelSettings, model_source: str, url_source: str)
             f"both model ({model_source}) and inference_url ({url_source}) are set",
             "allowed: one of the two",
         )
+
+
+def _refuse_unknown_default(name: str, models: Mapping[str, object], source: str) -> None:
+    if name and name not in models:
+        known = ", ".join(models)
+        raise ConfigError(f'{source}: default_model = "{name}" is no model here', f"allowed: {known}")

@@ -1,4 +1,4 @@
-"""Settings that change while the server runs: upstreams come and go, the rest is said to need a restart.
+"""Settings that change while the server runs: upstreams come and go, models go, the rest needs a restart.
 
 It reads the settings as at the start when it is asked to, or when the settings file has changed, and knows
 neither signals nor HTTP.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from carpool.assemble import Upstreams
 from carpool.backends.http import HttpBackend
 from carpool.config import Config, differences
 from carpool.errors import ConfigError
+from carpool.server.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,23 @@ Stamp = tuple[int, int, int] | None
 
 
 class Reload:
-    """Follows the settings. `read` gives those that hold now, and raises `ConfigError`."""
+    """Follows the settings. `read` gives those that hold now, and raises `ConfigError`.
 
-    def __init__(self, config: Config, file: Path, read: Callable[[], Config], upstreams: Upstreams) -> None:
+    `upstreams` are those of each proxied model of the service.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        file: Path,
+        read: Callable[[], Config],
+        service: Service,
+        upstreams: Mapping[str, Upstreams],
+    ) -> None:
         self._config = config  # what the server was started with
         self._file = file
         self._read = read
+        self._service = service
         self._upstreams = upstreams
         self._asked = asyncio.Event()
         self._known = self._seen = _stamp(file)
@@ -62,33 +74,57 @@ class Reload:
 
     async def _apply(self, drains: asyncio.TaskGroup) -> None:
         config = self._read()
-        ((_, model),) = config.models.items()
+        served = {model.name for model in self._service.models}
+        kept = served & config.models.keys()
         changed = differences(self._config, config)
-        if model.inference_url and self._upstreams.urls:
-            changed.discard("inference_url")
-            await self._change_upstreams(model.inference_url, drains)
+        changed |= {(name, "") for name in config.models.keys() - served}
+        for name in kept & self._upstreams.keys():
+            if urls := config.models[name].inference_url:
+                changed.discard((name, "inference_url"))
+                await self._change_upstreams(self._upstreams[name], urls, drains)
+        for name in served - kept if kept else ():
+            drains.create_task(self._drain_model(name))
         if changed:
-            logger.warning("changed settings need a restart", extra={"settings": sorted(changed)})
+            shown = sorted(_shown(table, key, len(config.models) > 1) for table, key in changed)
+            logger.warning("changed settings need a restart", extra={"settings": shown})
 
-    async def _change_upstreams(self, urls: tuple[str, ...], drains: asyncio.TaskGroup) -> None:
+    async def _drain_model(self, name: str) -> None:
+        logger.info("model leaves", extra={"model": name})
+        try:
+            await self._service.drain(name)
+        except Exception:  # which must not end the others
+            logger.exception("a model could not be let go", extra={"model": name})
+        else:
+            logger.info("model removed", extra={"model": name})
+
+    async def _change_upstreams(
+        self, upstreams: Upstreams, urls: tuple[str, ...], drains: asyncio.TaskGroup
+    ) -> None:
         """First those that come, then those that go: there is one at every moment."""
-        before = self._upstreams.urls
+        before = upstreams.urls
         for url in urls:
             if url not in before:
-                upstream = await self._upstreams.add(url)
+                upstream = await upstreams.add(url)
                 logger.info("upstream added", extra={"url": upstream.name})
         for url in before:
             if url not in urls:
-                drains.create_task(self._drain(self._upstreams.take(url)))
+                drains.create_task(self._drain(upstreams, upstreams.take(url)))
 
-    async def _drain(self, upstream: HttpBackend) -> None:
+    async def _drain(self, upstreams: Upstreams, upstream: HttpBackend) -> None:
         logger.info("upstream leaves", extra={"url": upstream.name})
         try:
-            await self._upstreams.release(upstream)
+            await upstreams.release(upstream)
         except Exception:  # which must not end the others
             logger.exception("an upstream could not be released", extra={"url": upstream.name})
         else:
             logger.info("upstream removed", extra={"url": upstream.name})
+
+
+def _shown(table: str, key: str, has_several: bool) -> str:
+    """A setting as the log names it: with its model where there are several."""
+    if not key or (has_several and table != "server"):
+        return f"models.{table}.{key}".rstrip(".")
+    return key
 
 
 def _stamp(file: Path) -> Stamp:

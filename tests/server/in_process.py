@@ -18,8 +18,9 @@ from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.server.app import create_app
 from carpool.server.fast_lane import FastLaneProtocol, fast_lane
+from carpool.server.models import ServedModel
 from carpool.server.routes import batched_routes
-from carpool.server.service import BodyLimits, ServedModel, Service
+from carpool.server.service import BodyLimits, Service
 
 
 class Echo:

@@ -22,6 +22,7 @@ class Request:
     `items` is what the backend takes, one element per result, and `costs` what each of them costs to run (in
     any one unit, such as tokens; 1 each where it is None). `deliver` belongs to the driver, which calls it once
     the request has ended; the core never does. Then either `error` is set, or `results` pairs with `items`.
+    `owner` is the driver's too: whoever admitted it.
 
     `tenant` and `weight` say whose share of the capacity it uses and how large that share is. `timeout` is the
     seconds within which it must be answered. Requests with the same `key` have the same results and may share
@@ -39,6 +40,7 @@ class Request:
     carrier: Request | None = None  # the request with its key that is computed in its place
     riders: list[Request] | None = None  # for whom this one is computed as well
     is_orphan: bool = False  # its own caller has gone or was told something else; its riders wait
+    owner: Any = None
 
     def __init__(
         self,

@@ -110,6 +110,10 @@ class Metrics(Collector):
         self._gauges[model] = statistics
         self._replicas[model] = replicas
 
+    def forget(self, model: str) -> None:
+        """Show a model no more."""
+        del self._models[model], self._gauges[model], self._replicas[model]
+
     def count_response(self, route: str, status: int) -> None:
         """Count one HTTP response."""
         self._responses[route, status] += 1

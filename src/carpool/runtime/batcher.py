@@ -233,6 +233,7 @@ class Batcher(Generic[In, Out]):
                 self._scheduler.set_available(self._now(), number, backend.trouble() is None)
                 self._kick_soon(asyncio.get_running_loop())
 
+        changed()  # it may say by now that it is not ready
         await backend.start(changed)
         changed()
 

@@ -16,10 +16,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from carpool.errors import CarpoolError, NotFound, WrongMethod
+from carpool.errors import CarpoolError, WrongMethod
 from carpool.observe import metrics
-from carpool.server.routes import batched_routes, nearest_dialect, read_routes
+from carpool.server.models import OWN
+from carpool.server.routes import batched_routes, nearest_dialect, not_found, read_routes
 from carpool.server.service import Service
 from carpool.wire.base import JSON, Reply, Route, json_reply
 
@@ -48,11 +50,10 @@ def create_app(service: Service) -> FastAPI:
     for route in routes:
         _add_batched(app, service, route)
     for path, (read, summary) in read_routes(service).items():
-        _add_get(app, path, _reader(read), summary)
+        _add_get(app, path, _reader(path, read), summary, _is_documented(service, path))
     _add_metrics(app, service)
-    app.add_exception_handler(HTTPException, partial(_refuse, {route.path: route for route in routes}))
-    if service.passthrough is not None:
-        app.router.default = service.passthrough
+    app.add_exception_handler(HTTPException, partial(_refuse, service, {route.path: route for route in routes}))
+    app.router.default = partial(_forward, service, app.router.default)
     return app
 
 
@@ -80,13 +81,22 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         summary=route.summary,
         response_class=Response,
         responses={200: answered, **errors},
+        include_in_schema=_is_documented(service, route.path),
         openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}},
     )
 
 
-def _reader(read: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
+def _is_documented(service: Service, path: str) -> bool:
+    """Whether a path is in OpenAPI: one model's own paths say nothing new where there is no other."""
+    return service.models.only is None or not path.startswith(OWN)
+
+
+def _reader(path: str, read: Callable[[], Reply]) -> Callable[[], Awaitable[Response]]:
     async def endpoint() -> Response:
-        return _response(read())
+        try:
+            return _response(read())
+        except CarpoolError as error:
+            return _response(nearest_dialect(path)(error))
 
     return endpoint
 
@@ -101,8 +111,21 @@ def _add_metrics(app: FastAPI, service: Service) -> None:
     _add_get(app, "/metrics", read_metrics, summary)
 
 
-def _add_get(app: FastAPI, path: str, endpoint: Callable[..., Awaitable[Response]], summary: str) -> None:
-    app.add_api_route(path, endpoint, methods=["GET"], summary=summary, response_class=Response)
+def _add_get(
+    app: FastAPI,
+    path: str,
+    endpoint: Callable[..., Awaitable[Response]],
+    summary: str,
+    is_documented: bool = True,
+) -> None:
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["GET"],
+        summary=summary,
+        response_class=Response,
+        include_in_schema=is_documented,
+    )
     app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
@@ -140,20 +163,32 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def _refuse(routes: Mapping[str, Route], request: Request, error: Exception) -> Response:
+async def _forward(service: Service, not_found: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what no route does: by a model's upstreams, if it is a proxied one's."""
+    path = scope.get("raw_path") or scope["path"].encode()
+    passthrough, prefix = service.models.behind(path.decode("latin-1"))
+    if passthrough is None:
+        await not_found(scope, receive, send)
+    else:
+        await passthrough(dict(scope) | {"raw_path": path[len(prefix) :] or b"/"}, receive, send)
+
+
+async def _refuse(
+    service: Service, routes: Mapping[str, Route], request: Request, error: Exception
+) -> Response:
     """An unknown route or method, in the dialect of the route that was nearest to be meant."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     refusal: CarpoolError
     if error.status_code == 404:
-        known = [*routes, "/health", "/metrics", "/docs"]
-        refusal = NotFound(f"there is no route {path}", f"allowed: {', '.join(known)}")
+        refusal = not_found(service, path, routes.values())
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         refusal = WrongMethod(f"{path} does not take {request.method}", f"allowed: {allowed}", allowed)
     else:
         refusal = CarpoolError(str(error.detail))
-    encode_error = routes[path].encode_error if path in routes else nearest_dialect(path)
+    known = routes.get(path)
+    encode_error = nearest_dialect(path, routes.values()) if known is None else known.encode_error
     return _response(encode_error(refusal))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 
-from carpool.errors import CarpoolError
+from carpool.errors import CarpoolError, NotFound
+from carpool.server.models import OWN, ServedModel
 from carpool.server.service import Service
 from carpool.wire import (
     cohere_routes,
@@ -44,30 +45,65 @@ _LOCAL = (
 
 def batched_routes(service: Service) -> tuple[Route, ...]:
     """The POST routes of a service, which both lanes answer."""
-    name = service.models[0].name
-    named = (
-        openai_routes.embeddings(name, service.serves),
-        kserve_v2_routes.infer(name),
-        kserve_v2_routes.infer(name, "/versions/1"),
-    )
-    return (*_EVERYWHERE, *named, *(_LOCAL if service.passthrough is None else ()))
+    models = service.models
+    routes = [*_routes_of(models.default, service.serves)]
+    for model in models:
+        routes += (
+            replace(infer, model=model.name)
+            for infer in (
+                kserve_v2_routes.infer(model.name),
+                kserve_v2_routes.infer(model.name, "/versions/1"),
+            )
+        )
+        prefix = f"{OWN}{model.name}"
+        routes += (
+            replace(route, path=f"{prefix}{route.path}".rstrip("/"), model=model.name)
+            for route in _routes_of(model, model.serves)
+        )
+    return tuple(routes)
 
 
-def nearest_dialect(path: str) -> Callable[[CarpoolError], Reply]:
-    """In whose words a path that is not served is refused."""
+def _routes_of(model: ServedModel, serves: Callable[[str], bool]) -> tuple[Route, ...]:
+    """What a model can do, on the paths on which it does it where it is the default one."""
+    embeddings = openai_routes.embeddings(model.name, serves)
+    return (*_EVERYWHERE, embeddings, *(_LOCAL if model.passthrough is None else ()))
+
+
+def nearest_dialect(path: str, routes: Iterable[Route] = ()) -> Callable[[CarpoolError], Reply]:
+    """In whose words a path that is not served is refused: another model's, if it ends as one of its paths."""
+    if path.startswith(OWN):
+        tails = {route.path.removeprefix(f"{OWN}{route.model}"): route for route in routes if route.model}
+        known = [tail for tail in tails if tail and path.endswith(tail)]
+        return tails[max(known, key=len)].encode_error if known else native.encode_error
     if path.startswith("/v1/"):
         return openai_routes.encode_error
     return kserve_v2_routes.encode_error if path.startswith("/v2") else native.encode_error
 
 
-def read_routes(service: Service) -> dict[str, tuple[Callable[[], Reply], str]]:
-    """The GET routes of a service: what answers, and a summary."""
-    model = service.models[0]
-    own, trouble = f"/v2/models/{model.name}", service.trouble
-    routes: dict[str, tuple[Callable[[], Reply], str]] = {
+def not_found(service: Service, path: str, routes: Iterable[Route]) -> CarpoolError:
+    """What is said of a path that is not served."""
+    if path.startswith((OWN, f"/v2{OWN}")) and service.models.under(path) is None:
+        return service.models.not_found(f"there is no model at {path}")
+    known = [route.path for route in routes if not route.path.startswith(OWN)]
+    if service.models.only is None:
+        known.append(f"{OWN}NAME/...")
+    known += ["/health", "/metrics", "/docs"]
+    return NotFound(f"there is no route {path}", f"allowed: {', '.join(known)}")
+
+
+Read = tuple[Callable[[], Reply], str]
+
+
+def read_routes(service: Service) -> dict[str, Read]:
+    """The GET routes of a service: what answers, and a summary. What answers may raise a `CarpoolError`."""
+    models, trouble = service.models, service.trouble
+    routes: dict[str, Read] = {
         "/health": (service.health, "Whether requests can be served now; 503 with the reason if not."),
         "/ping": (lambda: tei_routes.encode_health(trouble()), "The same without a word."),
-        "/v1/models": (lambda: openai_routes.encode_models(model.names()), "The model, by its names."),
+        "/v1/models": (
+            lambda: openai_routes.encode_models(models.names()),
+            "The models, by their names.",
+        ),
         "/v2": (
             lambda: kserve_v2_routes.encode_server(version("carpool")),
             "The server, in KServe V2's words.",
@@ -80,23 +116,43 @@ def read_routes(service: Service) -> dict[str, tuple[Callable[[], Reply], str]]:
             lambda: kserve_v2_routes.encode_health(trouble(), "ready"),
             "Whether requests can be served now; 400 if not.",
         ),
-        f"{own}/ready": (
-            lambda: kserve_v2_routes.encode_model_ready(model.name, trouble()),
-            "The same of the model.",
-        ),
-        own: (
-            lambda: kserve_v2_routes.encode_model(model.name, model.told().get("dimensions", -1)),
-            "The model's inputs and outputs.",
-        ),
     }
-    if service.passthrough is None:
+    for model in models:
+        routes |= _model_reads(service, model.name)
+    if models.default.passthrough is None:
+        name = models.default.name
         routes["/"] = (lambda: tei_routes.encode_health(trouble()), "The same without a word.")
-        routes["/info"] = (lambda: _info(service), "What is served, in the words of Text Embeddings Inference.")
+        routes["/info"] = _info(service, name)
     return routes
 
 
-def _info(service: Service) -> Reply:
-    model = service.models[0]
+def _model_reads(service: Service, name: str) -> dict[str, Read]:
+    """One model's own. They look it up each time, as it may be served no more."""
+    v2, own, find = f"/v2/models/{name}", f"{OWN}{name}", service.models.find
+    routes: dict[str, Read] = {
+        f"{v2}/ready": (
+            lambda: kserve_v2_routes.encode_model_ready(name, service.model_trouble(name)),
+            "Whether the model can serve now; 400 if not.",
+        ),
+        v2: (
+            lambda: kserve_v2_routes.encode_model(name, find(name).told().get("dimensions", -1)),
+            "The model's inputs and outputs.",
+        ),
+        f"{own}/health": (lambda: service.model_health(name), "Whether the model can serve now; 503 if not."),
+    }
+    if find(name).passthrough is None:
+        routes[f"{own}/info"] = _info(service, name)
+    return routes
+
+
+def _info(service: Service, name: str) -> Read:
+    return (
+        lambda: _encode_info(service.models.find(name)),
+        "What is served, in the words of Text Embeddings Inference.",
+    )
+
+
+def _encode_info(model: ServedModel) -> Reply:
     told, policy, limits = model.told(), model.batcher.policy, model.batcher.limits
     return tei_routes.encode_info(
         model=model.title.partition(",")[0],

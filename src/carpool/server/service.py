@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from carpool.backends.base import Backend
 from carpool.core.request import Request
 from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
-from carpool.observe.observer import ReplicaStatus
-from carpool.runtime.batcher import Batcher
-from carpool.server.passthrough import PassThrough
+from carpool.observe.observer import ReplicaStatus, RequestRefused
+from carpool.server.models import Models, ServedModel
 from carpool.wire import native
-from carpool.wire.base import JSON, Encode, EncodedJson, Reply, Route
+from carpool.wire.base import JSON, Encode, Reply, Route
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
@@ -39,60 +36,21 @@ class BodyLimits:
         return self.text if route.payload == "text" else self.data
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model with its queue. Items and results are JSON.
-
-    `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
-    time are computed once.
-    """
-
-    name: str
-    title: str
-    batcher: Batcher[bytes, EncodedJson]
-    backends: Sequence[Backend[bytes, EncodedJson]]
-    cost: Callable[[bytes], float] | None = None
-    dedupe: bool = True
-
-    def told(self) -> dict[str, Any]:
-        """What its backends say of themselves, where they do: the worker process of what it has loaded."""
-        for backend in self.backends:
-            if info := getattr(backend, "info", None):
-                return dict(info)
-        return {}
-
-    def names(self) -> list[str]:
-        """What callers may call it: its own name, and what its upstreams call it."""
-        theirs = [getattr(getattr(backend, "description", None), "model", "") for backend in self.backends]
-        return list(dict.fromkeys([self.name, *filter(None, theirs)]))
-
-
 class Service:
     """The models of one server. `start`, then `enqueue`, then `stop_accepting` and `close`."""
 
-    def __init__(
-        self,
-        models: Sequence[ServedModel],
-        metrics: Metrics,
-        limits: BodyLimits,
-        passthrough: PassThrough | None = None,
-    ) -> None:
-        self.models = models
-        self.passthrough = passthrough  # for what is not served here
+    def __init__(self, models: Sequence[ServedModel], metrics: Metrics, limits: BodyLimits) -> None:
+        self.models = Models(models)
         self.metrics = metrics
         self.limits = limits
         self._started = False
         self._stopping = False
 
     async def start(self) -> None:
-        """Get every model ready; raises what is wrong with one. Harmless when repeated."""
+        """Get the models ready, of which one is enough; raises where none can be. Harmless when repeated."""
         if not self._started:
             self._started = True
-            for model in self.models:
-                await model.batcher.start()
-                policy = str(model.batcher.policy)
-                slots = model.batcher.limits.max_in_flight
-                logger.info("serving", extra={"model": model.title, "policy": policy, "slots": slots})
+            await self.models.start()
 
     def stop_accepting(self) -> None:
         """Refuse new requests from now on and say so in `/health`; what is admitted goes on."""
@@ -101,35 +59,57 @@ class Service:
     @property
     def is_idle(self) -> bool:
         """Whether everything admitted has been answered."""
-        return all(model.batcher.is_idle for model in self.models)
+        return self.models.is_idle
 
     async def close(self) -> None:
         """Answer everything admitted, then let the models go."""
         self.stop_accepting()
-        for model in self.models:
-            await model.batcher.close()
-        if self.passthrough is not None:
-            await self.passthrough.close()
+        await self.models.close()
+
+    async def drain(self, name: str) -> None:
+        """Take a model out of service: nothing new is for it, and what it has is answered."""
+        await self.models.drain(name)
+        self.metrics.forget(name)
 
     def trouble(self) -> str | None:
-        """Why nothing can be served right now, in words; `None` when all is well."""
+        """Why nothing can be served right now, in words; `None` when one model can, and none is loading."""
         if self._stopping:
             return "shutting down"
         if not self._started:
             return "starting"
-        troubles = [backend.trouble() for model in self.models for backend in model.backends]
-        return "; ".join(filter(None, troubles)) if all(troubles) else None
+        if self.models.only is not None:
+            return self.models.trouble(self.models.only)
+        if loading := self.models.loading():
+            return f"starting: {', '.join(loading)}"
+        troubles = [(model.name, self.models.trouble(model)) for model in self.models]
+        if any(trouble is None for _, trouble in troubles):
+            return None
+        return "; ".join(f"{name}: {trouble}" for name, trouble in troubles)
+
+    def model_trouble(self, name: str) -> str | None:
+        """Why a model cannot serve right now, in words. Raises `NotFound`."""
+        model = self.models.find(name)
+        return "shutting down" if self._stopping else self.models.trouble(model)
 
     def health(self) -> Reply:
-        """The reply to `GET /health`."""
-        upstreams = [_state(each) for model in self.models for each in model.batcher.replicas()]
-        return native.encode_health(
-            self.trouble(), int(time.time()), upstreams if self.passthrough is not None else ()
-        )
+        """The reply to `GET /health`: with several models, each of them is in it."""
+        if self.models.only is not None:
+            return native.encode_health(self.trouble(), int(time.time()), _upstreams(self.models.only))
+        loading = self.models.loading()
+        models = [
+            native.ModelHealth(model.name, self.models.trouble(model), _upstreams(model), model.name in loading)
+            for model in self.models
+        ]
+        return native.encode_health(self.trouble(), int(time.time()), models=models)
+
+    def model_health(self, name: str) -> Reply:
+        """The same for one model."""
+        upstreams = _upstreams(self.models.find(name))
+        return native.encode_health(self.model_trouble(name), int(time.time()), upstreams)
 
     def serves(self, name: str) -> bool:
-        """Whether a model's name means what is served here. One local model answers to any name."""
-        return self.passthrough is None or name in self.models[0].names()
+        """Whether a name means what is served here. Where it chooses among several, that is seen later."""
+        return self.models.only is None or self.models.only.serves(name)
 
     def read_head(self, route: Route, headers: Mapping[str, str]) -> Terms:
         """On what terms a request travels, by its headers (lower-case names), before its body is read.
@@ -156,7 +136,7 @@ class Service:
 
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
-        model = self.models[0]
+        asked = route
         if route.choose is not None and not body.startswith(route.opening):
             route = route.choose(body)
         try:
@@ -164,6 +144,7 @@ class Service:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
             ask = route.decode(body)
             items = ask.items
+            model = self.models.only or self._choose(asked.model or ask.model)
             request = Request(
                 items,
                 partial(_deliver, route, ask.encode or route.encode, on_reply),
@@ -174,15 +155,29 @@ class Service:
                 key=items if model.dedupe else None,
                 group=ask.group,
             )
+            request.owner = model.batcher
             model.batcher.enqueue(request)
         except Exception as error:
             on_reply(_refusal(route, error))
             return None
         return request
 
+    def _choose(self, name: str) -> ServedModel:
+        """The model that a name means. Raises `NotFound`, or `Unavailable` if it has not started."""
+        model = self.models.find(name)
+        if (refusal := self.models.refusal(model)) is not None:
+            self.metrics.observe(RequestRefused(model.name, refusal))
+            raise refusal
+        return model
+
     def cancel(self, request: Request) -> None:
         """Give up on a request: its caller has gone. Harmless when it has ended."""
-        self.models[0].batcher.cancel(request)
+        request.owner.cancel(request)
+
+
+def _upstreams(model: ServedModel) -> list[tuple[str, str | None]]:
+    """The upstreams of a proxied model."""
+    return [] if model.passthrough is None else [_state(each) for each in model.batcher.replicas()]
 
 
 def _state(upstream: ReplicaStatus) -> tuple[str, str | None]:

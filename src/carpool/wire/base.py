@@ -49,7 +49,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
     Only items of the same `group` travel together: it holds whatever must be equal within a batch. `encode`
     takes the place of the route's own where the shape of the answer depends on the question. `weight` and
-    `timeout` (seconds) take the place of what the headers say, where a dialect has them in the body.
+    `timeout` (seconds) take the place of what the headers say, where a dialect has them in the body. `model` is
+    the name of one of several models, for a route that has none of its own.
     """
 
     items: Sequence[bytes]
@@ -57,6 +58,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     encode: Encode | None = None
     weight: float | None = None
     timeout: float | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Route:
     `decode` raises `BadInput`. `encode` takes the results, which are JSON already, and how long the request
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
-    body that begins with `opening`. The rest is for the documentation.
+    body that begins with `opening`. `model` is there where the path is one model's own. The rest is
+    for the documentation.
     """
 
     path: str
@@ -81,6 +84,7 @@ class Route:
     error_schema: dict[str, Any]
     choose: Callable[[bytes], Route] | None = None
     opening: bytes = b""
+    model: str = ""
 
 
 class TextField:

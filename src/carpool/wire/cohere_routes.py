@@ -26,6 +26,7 @@ class _Body(msgspec.Struct):
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool | None = None
     raw_scores: bool | None = None
+    model: str | None = None
 
 
 class _Written(msgspec.Struct):
@@ -45,7 +46,8 @@ def _decode(body: bytes) -> Ask:
     if not asked.query or is_blank(asked.documents) or b'""' in texts:
         raise BadInput("`query` and `documents` must not be empty", f"expected {_EXPECTED}")
     call = Call.of("rerank", query=asked.query, raw_scores=asked.raw_scores)
-    return Ask(texts, call, partial(_encode, texts if asked.return_documents else (), asked.top_n))
+    encode = partial(_encode, texts if asked.return_documents else (), asked.top_n)
+    return Ask(texts, call, encode, model=asked.model or "")
 
 
 def _text(document: str | _Document) -> str:
@@ -84,6 +86,7 @@ RERANK = Route(
             "documents": {"type": "array", "example": ["Finding near vectors.", "A fruit."]},
             "top_n": {"type": "integer", "minimum": 1},
             "return_documents": {"type": "boolean"},
+            "model": {"type": "string"},
         },
     },
     response_schema={

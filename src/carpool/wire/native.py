@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from carpool.errors import CarpoolError
 from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply
@@ -22,13 +22,41 @@ def encode_error(error: CarpoolError) -> Reply:
     return json_reply(envelope, error.status, error_headers(error))
 
 
+class ModelHealth(NamedTuple):
+    """One of several models in `GET /health`; `upstreams` are names, each with its trouble."""
+
+    name: str
+    trouble: str | None
+    upstreams: Sequence[tuple[str, str | None]]
+    is_loading: bool
+
+    def told(self) -> dict[str, Any]:
+        """What is said of it."""
+        body: dict[str, Any] = {"name": self.name, "status": "loading" if self.is_loading else "healthy"}
+        if self.trouble is not None and not self.is_loading:
+            body |= {"status": "unhealthy", "reason": self.trouble}
+        if self.upstreams:
+            body["upstreams"] = [_upstream_health(*each) for each in self.upstreams]
+        return body
+
+
 def encode_health(
-    trouble: str | None, timestamp: int, upstreams: Sequence[tuple[str, str | None]] = ()
+    trouble: str | None,
+    timestamp: int,
+    upstreams: Sequence[tuple[str, str | None]] = (),
+    models: Sequence[ModelHealth] = (),
 ) -> Reply:
-    """The reply to `GET /health`: 200, or 503 with the reason; `upstreams` are names, each with its trouble."""
+    """The reply to `GET /health`: 200, or 503 with the reason; `upstreams` are names, each with its trouble.
+
+    Of several models some can serve while others cannot: that is 200, and "degraded".
+    """
     body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
+    if any(model.trouble is not None for model in models):
+        body["status"] = "degraded"
     if upstreams:
         body["upstreams"] = [_upstream_health(name, reason) for name, reason in upstreams]
+    if models:
+        body["models"] = [model.told() for model in models]
     if trouble is None:
         return json_reply(body)
     return json_reply(body | {"status": "unhealthy", "reason": trouble}, 503)

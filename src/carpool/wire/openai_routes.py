@@ -40,7 +40,7 @@ _NUMBERS = msgspec.json.Decoder(list[float])
 def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
     """The route; `model` is what is served where a body names none, and `serves` says which names mean it too.
 
-    Another name is left to the upstream.
+    Another name is left to the upstream; where there are several models, the name chooses among them.
     """
     return Route(
         path="/v1/embeddings",
@@ -69,7 +69,7 @@ def _decode(model: str, serves: Callable[[str], bool], body: bytes) -> Ask:
     named = asked.model or model
     call = Call.of("embed", dimensions=asked.dimensions, model=None if serves(named) else named)
     encode = partial(_encode, items, named, asked.encoding_format == "base64")
-    return Ask(items, call if call.parameters else None, encode)
+    return Ask(items, call if call.parameters else None, encode, model=asked.model or "")
 
 
 def _encode(
