@@ -1,0 +1,158 @@
+"""`carpool bench` and what belongs to it, as a person types it: flags to plans, and what is printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from carpool.bench import plots, report, units
+from carpool.bench.arrivals import KINDS
+from carpool.bench.dialects import DIALECTS, Target
+from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
+from carpool.bench.run import CouldNotKeepUp, Plan, run
+from carpool.errors import CarpoolError, ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_WARM_UP_SHARE, _LONGEST_WARM_UP = 0.1, 5.0  # of the duration; seconds
+FAILED, WRONG, LATE = 1, 2, 3  # exit statuses
+
+
+class _Bench(click.Group):
+    """A group whose first word may be a URL instead of a command: then it is a run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`carpool bench URL` is `carpool bench run URL`."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What went wrong is one line; the exit status says whose fault it was: 3 is the load generator's own."""
+    try:
+        yield
+    except CarpoolError as error:
+        click.echo(f"carpool: {error}", err=True)
+        sys.exit(
+            LATE if isinstance(error, CouldNotKeepUp) else WRONG if isinstance(error, ConfigError) else FAILED
+        )
+
+
+@click.group("bench", cls=_Bench)
+def bench() -> None:
+    """Measure an inference server: `carpool bench URL`, under a load of your choice.
+
+    With --rate it is an open loop: requests are sent when they are due, and latency counts from there.
+    With --users it is a closed one: so many users, each of whom asks again at once.
+    """
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options at once."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_what = _options(
+    click.option(
+        "--tokens", default="10-50", show_default=True, help="Length of made-up texts: 128, or 10-50."
+    ),
+    click.option("--texts", type=Path, help="Texts from this file, one a line."),
+)
+_how = _options(
+    click.option("--dialect", type=click.Choice(DIALECTS), default="native", show_default=True),
+    click.option("--model", default="default", show_default=True, help="For openai and kserve."),
+    click.option("--header", multiple=True, help="Another header, as in 'Authorization: Bearer KEY'."),
+)
+
+
+@bench.command("run")
+@click.argument("url")
+@click.option("--rate", type=float, default=0.0, help="Open loop: requests a second.")
+@click.option("--users", type=click.IntRange(1), help="Closed loop: users. 64 if no rate is given.")
+@click.option("--duration", default="30s", show_default=True, help="500ms, 60s, 2m, 1h.")
+@click.option("--warm-up", help="Time before that which does not count. A tenth of it, at most 5s.")
+@click.option("--arrivals", type=click.Choice(KINDS), default="poisson", show_default=True)
+@click.option("--trace", type=Path, help="Arrivals as in this CSV file, stretched to --rate if there is one.")
+@click.option("--seed", default="1", show_default=True, help="Another seed, other arrivals.")
+@click.option(
+    "--connections", type=click.IntRange(1), default=4096, show_default=True, help="At most (open loop)."
+)
+@click.option("--patience", default="30s", show_default=True, help="How long the last answers are waited for.")
+@click.option(
+    "--late-limit", default="10ms", show_default=True, help="How late (p99) the generator itself may be."
+)
+@_what
+@click.option("--images", help="Pictures instead of texts: a file, a directory, or a size such as 224x224.")
+@_how
+@click.option("--out", type=Path, help="Write results.json, report.html and pictures into this directory.")
+def run_command(url: str, out: Path | None, **options: Any) -> None:
+    """Put a load on URL and report. URL is a server, whose route the dialect knows, or a route."""
+    with one_line_errors():
+        if out is not None:
+            plots.check_installed()
+        target = Target(url, options["dialect"], options["model"], options["header"])
+        requests, what = encode_inputs(target, options)
+        plan = read_plan(options)
+        results = run(target, requests, plan)
+        click.echo(report.lines(results))
+        if out is not None:
+            about = {
+                "url": url,
+                "load": plan.title,
+                "sends": what,
+                "dialect": target.dialect,
+                "seed": plan.seed,
+            }
+            report.write(out, results, about)
+            click.echo(f"report     {out / 'report.html'}")
+
+
+def encode_inputs(target: Target, options: dict[str, Any]) -> tuple[list[bytes], str]:
+    """The requests, and what is in them, in words."""
+    if images := options.get("images"):
+        width, _, height = images.partition("x")
+        is_size = width.isdecimal() and height.isdecimal()
+        pictures = generate_images(int(width), int(height)) if is_size else read_images(Path(images))
+        return [target.encode_image(picture) for picture in pictures], f"{len(pictures)} pictures, {images}"
+    if file := options["texts"]:
+        texts, what = read_texts(file), f"texts from {file}"
+    else:
+        texts, what = (
+            generate_texts(*units.span(options["tokens"])),
+            f"made-up texts of {options['tokens']} tokens",
+        )
+    return [target.encode(text) for text in texts], f"{len(texts)} different {what}"
+
+
+def read_plan(options: dict[str, Any]) -> Plan:
+    """The load that the flags describe."""
+    duration = units.seconds(options["duration"])
+    trace, rate, users = options["trace"], options["rate"], options["users"]
+    if users and (rate or trace):
+        raise ConfigError("a load has a rate or users", "pass one of --rate, --trace, --users")
+    warm_up = options["warm_up"]
+    return Plan(
+        duration=duration,
+        warm_up=units.seconds(warm_up) if warm_up else min(_WARM_UP_SHARE * duration, _LONGEST_WARM_UP),
+        users=0 if rate or trace else users or 64,
+        rate=rate,
+        arrivals="trace" if trace else options["arrivals"],
+        trace=trace,
+        seed=options["seed"],
+        patience=units.seconds(options["patience"]),
+        connections=options["connections"],
+        late_limit=units.seconds(options["late_limit"]),
+    )
