@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,14 +13,28 @@ import click
 
 from carpool.bench import plots, report, units
 from carpool.bench.arrivals import KINDS
+from carpool.bench.compare import (
+    BASELINE,
+    Load,
+    Pair,
+    as_json,
+    draw_production,
+    draw_qps,
+    markdown,
+    measure_sides,
+    pairs,
+)
 from carpool.bench.dialects import DIALECTS, Target
 from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
 from carpool.bench.run import CouldNotKeepUp, Plan, run
+from carpool.bench.serving import serve, subject
+from carpool.bench.summary import Results
 from carpool.errors import CarpoolError, ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _WARM_UP_SHARE, _LONGEST_WARM_UP = 0.1, 5.0  # of the duration; seconds
+_PATIENCE_OF_SWEEPS = 5.0  # seconds: under too high a rate the last ones wait for what nobody wants to know
 FAILED, WRONG, LATE = 1, 2, 3  # exit statuses
 
 
@@ -156,3 +171,76 @@ def read_plan(options: dict[str, Any]) -> Plan:
         connections=options["connections"],
         late_limit=units.seconds(options["late_limit"]),
     )
+
+
+_server = _options(
+    click.argument("model_or_url", default=""),
+    click.argument("arguments", nargs=-1, type=click.UNPROCESSED),
+)
+
+
+@bench.command("compare")
+@_server
+@click.option("--users", default="200..1000", show_default=True, help="Closed loops of so many users.")
+@click.option("--qps", help="Open loops at these rates instead, for each length of --tokens.")
+@click.option("--tokens", default=None, help="Length of made-up texts. 10-50; with --qps 10-50,128,512.")
+@click.option("--duration", default="60s", show_default=True, help="For each side, over all loads.")
+@click.option("--late-limit", default="10ms", show_default=True, help="As for `carpool bench`.")
+@click.option("--out", type=Path, required=True, help="Write the table and the pictures into this directory.")
+def compare_command(
+    model_or_url: str,
+    arguments: tuple[str, ...],
+    users: str,
+    qps: str | None,
+    tokens: str | None,
+    duration: str,
+    late_limit: str,
+    out: Path,
+) -> None:
+    """What batching gains: `carpool serve` with batches of one, then as it is, under the same loads.
+
+    MODEL_OR_URL is a model to serve or an inference server to stand in front of; without it the embedded model.
+    What follows `--` are more flags for both servers.
+    """
+    with one_line_errors():
+        plots.check_installed()
+        lengths = (tokens or ("10-50,128,512" if qps else "10-50")).split(",")
+        loads = [Load(amount, length) for length in lengths for amount in units.numbers(qps or users)]
+        base = Plan(units.seconds(duration) / len(loads), 0.0, late_limit=units.seconds(late_limit))
+        requests = {length: generate_texts(*units.span(length)) for length in lengths}
+
+        def start(side: str) -> AbstractContextManager[str]:
+            limit = ["--max-batch-size", "1"] if side == BASELINE else []
+            return serve([*subject(model_or_url), *arguments, *limit])
+
+        def measure(url: str, load: Load, side: str) -> Results:
+            target = Target(url)
+            encoded = [target.encode(text) for text in requests[load.tokens]]
+            return run(target, encoded, _part(base, load.amount, is_open=bool(qps)), f"{side}, {load.amount}")
+
+        compared = pairs(measure_sides(loads, start, measure))
+        click.echo(_write_comparison(compared, out, "req/s offered" if qps else "users"), nl=False)
+
+
+def _part(base: Plan, amount: int, is_open: bool) -> Plan:
+    """The plan of one load, a tenth of whose time is the warm-up."""
+    warm_up = _WARM_UP_SHARE * base.duration
+    amounts = {"rate": float(amount), "patience": _PATIENCE_OF_SWEEPS} if is_open else {"users": amount}
+    return replace(base, duration=base.duration - warm_up, warm_up=warm_up, **amounts)
+
+
+def _write_comparison(compared: Sequence[Pair], out: Path, amount: str) -> str:
+    """All files, and the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    table = markdown(compared, amount)
+    about = report.machine()
+    name = "comparison" if amount == "users" else "bench"
+    heading = "".join(f"- {key}: {value}\n" for key, value in about.items())
+    (out / f"{name}.md").write_text(f"{table}\n{heading}", encoding="utf-8")
+    report.write_json(out / f"{name}.json", {"machine": about, "loads": as_json(compared)})
+    if amount == "users":
+        for picture, figure in draw_production(compared):
+            plots.png(figure, out / f"{picture}.png")
+    else:
+        plots.png(draw_qps(compared), out / "bench.png")
+    return table

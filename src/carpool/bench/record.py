@@ -9,9 +9,10 @@ UNANSWERED = 1  # of one that nobody had answered when the patience at the end o
 
 
 class Record:
-    """Requests in the order in which they ended. Times are `perf_counter`'s; those before `since` do not count.
+    """Requests in the order in which they ended, from `since` on. Times are `perf_counter`'s.
 
-    A request is due when it was meant to be sent; its latency is counted from there.
+    A request is due when it was meant to be sent; its latency is counted from there. What was due before
+    `since` is part of the throughput and of nothing else.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,7 @@ class Record:
         return len(self.status)
 
     def restart(self, now: float) -> None:
-        """Forget what was, and what was due before: that was the warm-up."""
+        """Forget what was: that was the warm-up."""
         self.since = now
         self.due = array("d")
         self.ended = array("d")
@@ -30,7 +31,6 @@ class Record:
 
     def end(self, due: float, now: float, status: int) -> None:
         """A request that was due then has ended now."""
-        if due >= self.since:
-            self.due.append(due)
-            self.ended.append(now)
-            self.status.append(status)
+        self.due.append(due)
+        self.ended.append(now)
+        self.status.append(status)

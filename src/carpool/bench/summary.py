@@ -88,7 +88,8 @@ class Results:
 
 
 class _Seen(NamedTuple):
-    ended: float  # seconds since the start
+    due: float  # seconds since the start
+    ended: float
     latency: float  # milliseconds; nan if it failed
 
 
@@ -104,17 +105,18 @@ def summarise(
 ) -> Results:
     """The figures of a run that counted for so many seconds."""
     seen = [
-        _Seen(ended - record.since, (ended - due) * 1000 if 200 <= status < 300 else nan)
+        _Seen(due - record.since, ended - record.since, (ended - due) * 1000 if 200 <= status < 300 else nan)
         for due, ended, status in zip(record.due, record.ended, record.status, strict=True)
     ]
-    latencies = good(seen)
+    statuses = [status for one, status in zip(seen, record.status, strict=True) if one.due >= 0]
+    latencies = good([one for one in seen if one.due >= 0])
     latency = describe(latencies)
     late_p99 = percentile(sorted(late), 0.99) * 1000 if late else 0.0
     return Results(
-        requests=len(seen),
+        requests=len(statuses),
         seconds=seconds,
         throughput=sum(one.ended <= seconds for one in seen if one.latency == one.latency) / seconds,
-        errors=count_errors(record.status),
+        errors=count_errors(statuses),
         latency=latency,
         generator=Generator(
             late_p99, cpu_share, complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000)
