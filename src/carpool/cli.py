@@ -1,4 +1,4 @@
-"""The command line: `carpool serve`, `carpool pull`, `carpool config`; `carpool bench` comes from its package.
+"""The command line: `carpool serve`, `carpool pull`, `carpool config`; `bench` and `tune` are in carpool.bench.
 
 It reads flags and prints; what happens is decided elsewhere. Every setting has a flag of its own name.
 """
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from carpool.assemble import assemble_both, model_directory
-from carpool.bench.commands import bench
+from carpool.bench.commands import bench, tune
 from carpool.config import (
     DEFAULT_FILE,
     MODEL_SETTINGS,
@@ -45,6 +45,7 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(tune)
 
 
 def _settings_options(command: Command) -> Command:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +24,15 @@ from carpool.bench.compare import (
     measure_sides,
     pairs,
 )
+from carpool.bench.curve import Line, fit
 from carpool.bench.dialects import DIALECTS, Target
+from carpool.bench.goal import ALLOWED, Goal
 from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
 from carpool.bench.run import CouldNotKeepUp, Plan, run
+from carpool.bench.search import BATCH_SIZES, IN_FLIGHT, USERS, Search, Space
 from carpool.bench.serving import serve, subject
 from carpool.bench.summary import Results
+from carpool.bench.tune import CALIBRATED, Live, as_config, draw, measure_batches
 from carpool.errors import CarpoolError, ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -244,3 +248,117 @@ def _write_comparison(compared: Sequence[Pair], out: Path, amount: str) -> str:
     else:
         plots.png(draw_qps(compared), out / "bench.png")
     return table
+
+
+@click.command("tune")
+@_server
+@click.option(
+    "--goal", "text", default="max throughput with p99 < 100 ms", show_default=True, help=f"As in: {ALLOWED}."
+)
+@click.option("--duration", default="5s", show_default=True, help="Of each run.")
+@click.option("--tokens", default="10-50", show_default=True, help="Length of made-up texts: 128, or 10-50.")
+@click.option(
+    "--batch-sizes", help="Try only these, as in 8,16,32. Powers of 2 up to what is answered in time."
+)
+@click.option("--in-flight", help="Try only these. 1,2,4,8 at a URL; a local model runs one batch at a time.")
+@click.option("--most-users", type=click.IntRange(1), default=max(USERS), show_default=True)
+@click.option(
+    "--dialect",
+    type=click.Choice(["tei", "openai", "kserve"]),
+    default="tei",
+    show_default=True,
+    help="What the inference server at the URL speaks.",
+)
+@click.option("--late-limit", default="10ms", show_default=True, help="As for `carpool bench`.")
+@click.option("--out", type=Path, required=True, help="Write tuned.toml, tuning.png and tuning.json here.")
+def tune(
+    model_or_url: str,
+    arguments: tuple[str, ...],
+    text: str,
+    duration: str,
+    tokens: str,
+    batch_sizes: str | None,
+    in_flight: str | None,
+    most_users: int,
+    dialect: str,
+    late_limit: str,
+    out: Path,
+) -> None:
+    """Find the settings for a goal: for a model, or in front of an inference server at a URL.
+
+    It measures how long batches take, starts `carpool serve` with one setting after the other, and stops
+    looking where more does not help. What follows `--` are more flags for every server.
+    """
+    with one_line_errors():
+        plots.check_installed()
+        goal = Goal.parse(text)
+        texts = generate_texts(*units.span(tokens))
+        flags = [*subject(model_or_url), *arguments]
+        is_url = "://" in model_or_url
+        times = _measure_batches(model_or_url if is_url else "", flags, dialect, texts)
+        line = fit(times)
+        click.echo(f"a batch of b takes about {line.a:.3g} + {line.c:.3g} b ms", err=True)
+        seconds = units.seconds(duration)
+        warm_up = _WARM_UP_SHARE * seconds
+        plan = Plan(seconds - warm_up, warm_up, late_limit=units.seconds(late_limit))
+        space = _space(times, is_url, batch_sizes, in_flight, most_users)
+        live = Live(flags, texts, plan, lambda words: click.echo(words, err=True))
+        search = Search(live, goal, space, line)
+        try:
+            best = search.find()
+        finally:
+            live.close()
+        written = _write_tuning(
+            search, goal, line, times, model_or_url, f"Texts of {tokens} tokens, {duration} a run", out
+        )
+        click.echo(written)
+        if not goal.score(best)[0]:
+            raise CarpoolError("no setting that was tried reaches the goal", "the nearest is above")
+
+
+def _measure_batches(url: str, flags: Sequence[str], dialect: str, texts: Sequence[str]) -> dict[int, float]:
+    """At the inference server itself, or at a server of ours that lets batches through whole."""
+    if url:
+        return measure_batches(Target(url, dialect), texts)
+    with serve([*flags, "--max-batch-size", str(max(CALIBRATED))]) as ours:
+        return measure_batches(Target(ours, "tei"), texts)
+
+
+def _space(
+    times: Mapping[int, float], is_url: bool, batch_sizes: str | None, in_flight: str | None, most_users: int
+) -> Space:
+    """What is worth trying: no larger batches than were answered in time; a local model runs one at a time."""
+    largest = max(times)
+    sizes = [size for size in BATCH_SIZES if size <= largest or largest == max(CALIBRATED)]
+    return Space(
+        sorted(units.numbers(batch_sizes)) if batch_sizes else sizes,
+        sorted(units.numbers(in_flight)) if in_flight else IN_FLIGHT if is_url else IN_FLIGHT[:1],
+        [count for count in USERS if count <= most_users],
+    )
+
+
+def _write_tuning(
+    search: Search,
+    goal: Goal,
+    line: Line,
+    times: Mapping[int, float],
+    model_or_url: str,
+    about: str,
+    out: Path,
+) -> str:
+    """All files, and the settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    key = "inference_url" if "://" in model_or_url else "model"
+    written = as_config(search, goal, line, f'{key} = "{model_or_url}"' if model_or_url else "", about)
+    (out / "tuned.toml").write_text(written, encoding="utf-8")
+    plots.png(draw(search, goal), out / "tuning.png")
+    content = {
+        "machine": report.machine(),
+        "goal": goal.text,
+        "batch_ms": times,
+        "line_ms": vars(line),
+        "best": asdict(search.best),
+        "trials": [asdict(trial) for trial in search.trials],
+    }
+    report.write_json(out / "tuning.json", content)
+    return written

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 6) if value == value else None
+        return round(value, 6) if isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if hasattr(value, "_asdict"):
