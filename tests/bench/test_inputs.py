@@ -73,5 +73,7 @@ def test_what_a_dialect_cannot_say_is_refused() -> None:
         Target("http://h").encode("a", "b")
     with pytest.raises(ConfigError, match="pictures cannot be sent as tei"):
         Target("http://h", "tei").encode_image(generate_images(2, 2, count=1)[0])
+    with pytest.raises(ConfigError, match='dialect "latin" is not known: allowed: native, predict, tei'):
+        Target("http://h", "latin")
     with pytest.raises(ConfigError, match='"h:1" is not a URL'):
         Target("h:1")

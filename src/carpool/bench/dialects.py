@@ -54,6 +54,8 @@ class Target:
     headers: tuple[str, ...] = ()  # whole lines
 
     def __post_init__(self) -> None:
+        if self.dialect not in _DIALECTS:
+            raise ConfigError(f'dialect "{self.dialect}" is not known', f"allowed: {', '.join(DIALECTS)}")
         try:
             parts = urlsplit(self.url)
             is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -60,6 +60,7 @@ class Bucket(NamedTuple):
 class Generator:
     """What the load generator says of itself. In a closed loop its lateness is that of its event loop."""
 
+    late_p50_ms: float
     late_p99_ms: float
     cpu_share: float
     complaint: str  # why the run cannot be believed; empty if it can
@@ -111,7 +112,7 @@ def summarise(
     statuses = [status for one, status in zip(seen, record.status, strict=True) if one.due >= 0]
     latencies = good([one for one in seen if one.due >= 0])
     latency = describe(latencies)
-    late_p99 = percentile(sorted(late), 0.99) * 1000 if late else 0.0
+    late_p50, late_p99 = (percentile(sorted(late) or [0.0], share) * 1000 for share in (0.5, 0.99))
     return Results(
         requests=len(statuses),
         seconds=seconds,
@@ -119,7 +120,10 @@ def summarise(
         errors=count_errors(statuses),
         latency=latency,
         generator=Generator(
-            late_p99, cpu_share, complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000)
+            late_p50,
+            late_p99,
+            cpu_share,
+            complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000),
         ),
         over_time=_over_time(seen, seconds),
         over_requests=_over_requests(seen),
