@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -40,9 +41,11 @@ CASES: Sequence[tuple[Device, str]] = (
 )
 
 
+@cache
 def simulated(device: Device, requests: int) -> Run:
-    """A run is a closed loop on the device."""
+    """A run is a closed loop on the device. It is the same whenever it is done, so it is done once."""
 
+    @cache
     def run(setting: Setting, users: int) -> Trial:
         policy = BatchPolicy(
             max_batch_size=setting.max_batch_size, objective=setting.objective_ms / 1000 or None

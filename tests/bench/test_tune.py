@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -26,9 +25,6 @@ SPACE = Space((1, 2, 4, 8, 16, 32, 64, 128), (1, 2, 4), (4, 8, 16, 24, 32, 48, 6
 REQUESTS = 500  # of a run: enough for a 99th percentile, few enough for a grid of runs
 
 
-run_once = cache(simulated(DEVICE, REQUESTS))
-
-
 def grid_of(run: Run) -> list[Trial]:
     return [
         run(Setting(size, in_flight), users)
@@ -39,11 +35,11 @@ def grid_of(run: Run) -> list[Trial]:
 @pytest.mark.parametrize("text", ["max throughput with p99 < 100 ms", "max throughput with p99 < 40 ms"])
 def test_it_finds_the_best_of_a_grid_in_less_than_a_quarter_of_its_runs(text: str) -> None:
     """Within 3 % on a simulated device with the real scheduler; `benchmarks/tuning.py` has more cases."""
-    goal = Goal.parse(text)
-    search = Search(run_once, goal, SPACE, LINE)
+    goal, run = Goal.parse(text), simulated(DEVICE, REQUESTS)
+    search = Search(run, goal, SPACE, LINE)
     keeps, found = goal.score(search.find())
     assert keeps
-    assert found >= 0.97 * max(map(goal.score, grid_of(run_once)))[1]
+    assert found >= 0.97 * max(map(goal.score, grid_of(run)))[1]
     assert len(search.trials) < SPACE.size / 4
 
 
