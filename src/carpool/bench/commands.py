@@ -28,7 +28,7 @@ from carpool.bench.curve import Line, fit
 from carpool.bench.dialects import DIALECTS, Target
 from carpool.bench.goal import ALLOWED, Goal
 from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
-from carpool.bench.run import CouldNotKeepUp, Plan, run
+from carpool.bench.run import TRIES, CouldNotKeepUp, Plan, run
 from carpool.bench.search import BATCH_SIZES, IN_FLIGHT, USERS, Search, Space
 from carpool.bench.serving import serve, subject
 from carpool.bench.summary import Results
@@ -220,7 +220,9 @@ def compare_command(
         def measure(url: str, load: Load, side: str) -> Results:
             target = Target(url)
             encoded = [target.encode(text) for text in requests[load.tokens]]
-            return run(target, encoded, _part(base, load.amount, is_open=bool(qps)), f"{side}, {load.amount}")
+            return run(
+                target, encoded, _part(base, load.amount, is_open=bool(qps)), f"{side}, {load.amount}", TRIES
+            )
 
         compared = pairs(measure_sides(loads, start, measure))
         click.echo(_write_comparison(compared, out, "req/s offered" if qps else "users"), nl=False)

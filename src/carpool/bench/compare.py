@@ -184,7 +184,10 @@ def draw_qps(compared: Sequence[Pair]) -> Figure:
     """Latency against the offered rate, a panel for each length of text."""
     lengths = list(dict.fromkeys(pair.baseline.load.tokens for pair in compared))
     title = "Latency in ms against requests a second: median, and 99th percentile dashed"
-    with plots.canvas(len(lengths), title, width=3.6 * len(lengths) + 0.6, height=3.8) as (figure, panels):
+    with plots.canvas(len(lengths), title, width=max(7.5, 3.6 * len(lengths) + 0.6), height=3.8) as (
+        figure,
+        panels,
+    ):
         for axes, tokens in zip(panels, lengths, strict=True):
             chosen = [pair for pair in compared if pair.baseline.load.tokens == tokens]
             _lines(axes, chosen)

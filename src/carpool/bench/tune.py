@@ -15,7 +15,7 @@ from carpool.bench import plots
 from carpool.bench.curve import Line
 from carpool.bench.dialects import Target
 from carpool.bench.goal import Goal
-from carpool.bench.run import Plan, run
+from carpool.bench.run import TRIES, Plan, run
 from carpool.bench.search import Search, Setting, Trial
 from carpool.bench.serving import serve
 from carpool.errors import CarpoolError, Unreachable
@@ -84,12 +84,12 @@ class Live:
         self._url = ""
 
     def __call__(self, setting: Setting, users: int) -> Trial:
-        """One run. A run that cannot be believed is done again once, and then counts as a failure."""
+        """One run. One that cannot be believed, not even when it is done again, counts as a failure."""
         if setting != self._setting:
             self.close()
             self._url = self._stack.enter_context(serve([*self._arguments, *flags(setting)]))
             self._setting = setting
-        trial = self._try(setting, users) or self._try(setting, users) or _nothing(setting, users)
+        trial = self._try(setting, users) or _nothing(setting, users)
         self._tell(describe(trial))
         return trial
 
@@ -102,7 +102,7 @@ class Live:
         target = Target(self._url)
         requests = [target.encode(text) for text in self._texts]
         try:
-            results = run(target, requests, replace(self._plan, users=users))
+            results = run(target, requests, replace(self._plan, users=users), tries=TRIES)
         except CarpoolError as error:
             self._tell(f"{users} users: {error}")
             return None
