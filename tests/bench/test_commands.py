@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +93,13 @@ def test_a_server_that_fails_everything_has_no_figures(server: RunningServer) ->
     result = invoke(f"{server.url}/health", "--users", "2", *LOAD)
     assert result.exit_code == 1
     assert re.search(r"gave no good answer: \d+ x 405 Method Not Allowed", result.stderr)
+
+
+def test_pictures_without_the_extra_are_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the line that installs it; an hour's run must not end with this."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke("http://127.0.0.1:1", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "matplotlib is not installed: pip install 'carpool[bench]'" in result.stderr

@@ -42,10 +42,9 @@ def describe(load: Load, label: str, share: float, seconds: float) -> str:
     latencies = sorted(
         (ended - due) * 1000 for due, ended in zip(record.due[first:], record.ended[first:], strict=True)
     )
-    errors = sum(not 200 <= status < 300 for status in record.status)
     done = round(min(share, 1.0) * _WIDTH)
     return (
         f"{label} [{'#' * done}{'.' * (_WIDTH - done)}] {len(statuses) / seconds:,.0f} req/s  "
         f"p50 {percentile(latencies, 0.5):.1f} ms  p99 {percentile(latencies, 0.99):.1f} ms  "
-        f"{errors} errors  {load.in_flight} in flight"
+        f"{record.failed} errors  {load.in_flight} in flight"
     )

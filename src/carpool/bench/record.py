@@ -27,6 +27,7 @@ class Record:
         self.due = array("d")
         self.ended = array("d")
         self.status = array("H")
+        self.failed = 0
         self.late = array("d")  # how long after they were due requests were sent, in the order of sending
 
     def end(self, due: float, now: float, status: int) -> None:
@@ -34,3 +35,4 @@ class Record:
         self.due.append(due)
         self.ended.append(now)
         self.status.append(status)
+        self.failed += not 200 <= status < 300

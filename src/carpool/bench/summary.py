@@ -5,10 +5,13 @@ Latencies are in milliseconds, of good answers only; what failed is counted besi
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import compress, pairwise
 from math import ceil, log, nan
 from typing import NamedTuple
 
@@ -88,12 +91,6 @@ class Results:
         return sum(self.errors.values())
 
 
-class _Seen(NamedTuple):
-    due: float  # seconds since the start
-    ended: float
-    latency: float  # milliseconds; nan if it failed
-
-
 def summarise(
     record: Record,
     seconds: float,
@@ -105,37 +102,36 @@ def summarise(
     average_batch: float | None,
 ) -> Results:
     """The figures of a run that counted for so many seconds."""
-    seen = [
-        _Seen(due - record.since, ended - record.since, (ended - due) * 1000 if 200 <= status < 300 else nan)
-        for due, ended, status in zip(record.due, record.ended, record.status, strict=True)
-    ]
-    statuses = [status for one, status in zip(seen, record.status, strict=True) if one.due >= 0]
-    latencies = good([one for one in seen if one.due >= 0])
+    outcomes = array("d", map(_outcome, record.due, record.ended, record.status))
+    counts = [due >= record.since for due in record.due]
+    latencies = good(compress(outcomes, counts))
     latency = describe(latencies)
     late_p50, late_p99 = (percentile(sorted(late) or [0.0], share) * 1000 for share in (0.5, 0.99))
+    complaint = complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000)
+    over_time = _over_time(record, outcomes, seconds)
     return Results(
-        requests=len(statuses),
+        requests=sum(counts),
         seconds=seconds,
-        throughput=sum(one.ended <= seconds for one in seen if one.latency == one.latency) / seconds,
-        errors=count_errors(statuses),
+        throughput=sum(window.rate for window in over_time) / len(over_time),
+        errors=count_errors(compress(record.status, counts)),
         latency=latency,
-        generator=Generator(
-            late_p50,
-            late_p99,
-            cpu_share,
-            complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000),
-        ),
-        over_time=_over_time(seen, seconds),
-        over_requests=_over_requests(seen),
+        generator=Generator(late_p50, late_p99, cpu_share, complaint),
+        over_time=over_time,
+        over_requests=_over_requests(record, outcomes),
         histogram=histogram(latencies),
         batch_sizes=batch_sizes,
         average_batch=average_batch,
     )
 
 
-def good(seen: Sequence[_Seen]) -> list[float]:
+def _outcome(due: float, ended: float, status: int) -> float:
+    """The latency in milliseconds; `nan` if it failed."""
+    return (ended - due) * 1000 if 200 <= status < 300 else nan
+
+
+def good(outcomes: Iterable[float]) -> list[float]:
     """The latencies that there are, ascending."""
-    return sorted(one.latency for one in seen if one.latency == one.latency)
+    return sorted(latency for latency in outcomes if latency == latency)
 
 
 def percentile(ascending: Sequence[float], share: float) -> float:
@@ -149,7 +145,7 @@ def describe(ascending: Sequence[float]) -> Latency:
     return Latency(mean, *(percentile(ascending, share) for share in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)))
 
 
-def count_errors(statuses: Sequence[int]) -> dict[str, int]:
+def count_errors(statuses: Iterable[int]) -> dict[str, int]:
     """What failed, by its name."""
     counted = Counter(statuses)
     return {_name(status): count for status, count in sorted(counted.items()) if not 200 <= status < 300}
@@ -187,33 +183,34 @@ def _windows(requests: int) -> int:
     return max(_FEWEST_WINDOWS, min(_MOST_WINDOWS, requests // _WINDOW_REQUESTS))
 
 
-def _over_time(seen: Sequence[_Seen], seconds: float) -> list[Window]:
+def _over_time(record: Record, outcomes: array[float], seconds: float) -> list[Window]:
     """Equal parts of the time, by when requests ended."""
-    count = _windows(len(seen))
+    count = _windows(len(outcomes))
     width = seconds / count
-    parts: list[list[_Seen]] = [[] for _ in range(count)]
-    for one in seen:
-        if one.ended < seconds:
-            parts[min(int(one.ended / width), count - 1)].append(one)
-    return [_window(part, (place + 1) * width, width) for place, part in enumerate(parts)]
+    ends = [width * (place + 1) for place in range(count)]
+    cuts = [0, *(bisect_right(record.ended, record.since + end) for end in ends)]
+    return [
+        _window(outcomes[first:last], end, width)
+        for (first, last), end in zip(pairwise(cuts), ends, strict=True)
+    ]
 
 
-def _over_requests(seen: Sequence[_Seen]) -> list[Window]:
+def _over_requests(record: Record, outcomes: array[float]) -> list[Window]:
     """Equal parts of the requests, in the order in which they ended."""
-    size = max(1, len(seen) // _windows(len(seen)))
-    windows, start = [], 0.0
-    for first in range(0, len(seen) - size + 1, size):
-        part = seen[first : first + size]
-        windows.append(_window(part, first + size, max(part[-1].ended - start, 1e-9)))
-        start = part[-1].ended
+    size = max(1, len(outcomes) // _windows(len(outcomes)))
+    windows, start = [], record.since
+    for last in range(size, len(outcomes) + 1, size):
+        end = record.ended[last - 1]
+        windows.append(_window(outcomes[last - size : last], last, max(end - start, 1e-9)))
+        start = end
     return windows
 
 
-def _window(part: Sequence[_Seen], end: float, width: float) -> Window:
-    latencies = good(part)
+def _window(outcomes: array[float], end: float, width: float) -> Window:
+    latencies = good(outcomes)
     return Window(
         end,
         len(latencies) / width,
-        (len(part) - len(latencies)) / width,
+        (len(outcomes) - len(latencies)) / width,
         *(percentile(latencies, share) for share in (0.5, 0.95, 0.99)),
     )
