@@ -1,4 +1,4 @@
-"""The command line: `carpool serve`, `carpool pull`, `carpool config`.
+"""The command line: `carpool serve`, `carpool pull`, `carpool config`; `bench` and `tune` are in carpool.bench.
 
 It reads flags and prints; what happens is decided elsewhere. Every setting has a flag of its own name.
 """
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from carpool.assemble import assemble_both, model_directory
+from carpool.bench.commands import bench, tune
 from carpool.config import (
     DEFAULT_FILE,
     MODEL_SETTINGS,
@@ -42,6 +43,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.version_option(version("carpool"), message="carpool %(version)s")
 def main() -> None:
     """Auto-batching for machine-learning inference: requests that arrive alone leave together."""
+
+
+main.add_command(bench)
+main.add_command(tune)
 
 
 def _settings_options(command: Command) -> Command:
