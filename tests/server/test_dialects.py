@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -241,3 +242,41 @@ def test_kserve_infers_texts(proxy: RunningServer, query: str) -> None:
     ):
         refused = infer({"data": ["a"]} | wrong)
         assert (refused.status_code, refused.json().keys()) == (400, {"error"})
+
+
+@LANES
+def test_kserve_reads_and_writes_binary_tensors(proxy: RunningServer, query: str) -> None:
+    """The texts behind the JSON, whose length the head tells; the vectors likewise, where that is asked for."""
+    texts = ["a", "café"]
+    tail = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in texts)
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(tail)}}
+    path = f"/v2/models/default/infer{query}"
+
+    def infer(body: dict[str, Any], content_type: str = "application/octet-stream") -> httpx.Response:
+        head = json.dumps(body).encode()
+        headers = {"content-type": content_type, "Inference-Header-Content-Length": str(len(head))}
+        return proxy.client.post(path, content=head + tail, headers=headers)
+
+    for content_type in ("application/octet-stream", "application/json"):
+        reply = infer({"inputs": [tensor]}, content_type)
+        assert reply.json()["outputs"][0]["data"] == vector(texts[0]) + vector(texts[1])
+    reply = infer({"inputs": [tensor], "id": "7", "parameters": {"binary_data_output": True}})
+    assert reply.headers["content-type"] == "application/octet-stream"
+    length = int(reply.headers["inference-header-content-length"])
+    (output,) = json.loads(reply.content[:length])["outputs"]
+    assert (output["shape"], output["parameters"]) == ([2, 4], {"binary_data_size": 32})
+    assert reply.content[length:] == struct.pack("<8f", *vector(texts[0]), *vector(texts[1]))
+    raw = proxy.client.post(path, content="café", headers={"Inference-Header-Content-Length": "0"})
+    assert raw.content[-16:] == struct.pack("<4f", *vector("café"))
+
+
+@LANES
+@pytest.mark.parametrize("header", ["many", "-1", "9999", "9" * 30])
+def test_a_wrong_length_of_kserves_json_is_refused(proxy: RunningServer, query: str, header: str) -> None:
+    """In its own words; and octets without a length are of no type that is read."""
+    path, headers = f"/v2/models/default/infer{query}", {"content-type": "application/octet-stream"}
+    refused = proxy.client.post(
+        path, content=b"{}", headers=headers | {"inference-header-content-length": header}
+    )
+    assert (refused.status_code, refused.json().keys()) == (400, {"error"})
+    assert proxy.client.post(path, content=b"{}", headers=headers).status_code == 415

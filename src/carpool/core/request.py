@@ -42,6 +42,7 @@ class Request:
         "is_orphan",
         "items",
         "key",
+        "left",
         "missing",
         "results",
         "riders",
@@ -77,6 +78,7 @@ class Request:
         self.key = key
         self.group = group
         self.arrived = 0.0  # the times are the scheduler's, which sets them
+        self.left = 0.0  # when the last of it that has been answered had left
         self.deadline = inf  # by when it must be answered
         self.expires = inf  # until when it may wait
         self.taken = 0  # items that have left the queue, always the first ones

@@ -439,8 +439,10 @@ class Scheduler:
         self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * replica.curve.predict(batch.cost))
         position = 0
         for request, start, stop in batch.parts:
-            if not request.ended and request.receive(start, stop, results, position):
-                self._hand_out(request)
+            if not request.ended:
+                request.left = batch.taken_at
+                if request.receive(start, stop, results, position):
+                    self._hand_out(request)
             position += stop - start
 
     def _ignored(
@@ -501,6 +503,7 @@ class Scheduler:
             self._leave(request)
         for rider in request.riders or ():
             rider.results, rider.ended = list(request.results), True
+            rider.left = request.left
             rider.error = request.error if request.has_failed else None
             self._ended.append(rider)
 

@@ -108,7 +108,7 @@ def _add_get(app: FastAPI, path: str, endpoint: Callable[..., Awaitable[Response
 
 async def _answer(request: Request, service: Service, route: Route) -> Reply:
     """The reply; raises `ClientDisconnect` if the caller hangs up first, and leaves the queue at once."""
-    terms = service.read_head(route, request.headers)
+    route, terms = service.read_head(route, request.headers)
     body = await _read_body(request, service, route)
     reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
     admitted = service.enqueue(route, terms, body, reply.set_result)

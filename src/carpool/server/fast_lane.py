@@ -328,7 +328,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         # From the last to the first, so that the first of a name counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.headers)}
         try:
-            exchange.terms = self.lane.service.read_head(exchange.route, headers)
+            exchange.route, exchange.terms = self.lane.service.read_head(exchange.route, headers)
         except CarpoolError as error:
             exchange.refusal = exchange.route.encode_error(error)
         if exchange.keep_alive and not exchange.wants_continue and "transfer-encoding" not in headers:

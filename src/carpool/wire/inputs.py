@@ -5,16 +5,20 @@ An item stays the JSON that it was, and is decoded only to prove what it is.
 
 from __future__ import annotations
 
+import sys
+from array import array as machine_array
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeAlias
 
 import msgspec
 
+from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson, Route
 
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
+_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def elements(array: bytes) -> tuple[bytes, ...]:
@@ -47,6 +51,17 @@ def array(results: Sequence[EncodedJson]) -> list[EncodedJson]:
     pieces[:1] = [b"["]
     pieces.append(b"]")
     return pieces
+
+
+def float32(vector: EncodedJson) -> bytes:
+    """A vector as little-endian float32: the only place where a float is parsed."""
+    try:
+        numbers = machine_array("f", _NUMBERS.decode(vector))
+    except (msgspec.DecodeError, OverflowError) as error:
+        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 class _Rank(msgspec.Struct):

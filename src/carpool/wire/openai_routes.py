@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from array import array as machine_array
 from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from carpool.errors import BackendError, BadInput, CallerError, CarpoolError, NotFound, Overloaded
+from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overloaded
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call, CountedJson
-from carpool.wire.inputs import TokenId, elements, is_blank, items_of
+from carpool.wire.inputs import TokenId, elements, float32, is_blank, items_of
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
@@ -34,7 +32,6 @@ class _Written(msgspec.Struct):
 
 _BODY = msgspec.json.Decoder(_Body)
 _WRITTEN = msgspec.json.Decoder(_Written)
-_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
@@ -94,14 +91,8 @@ def _tokens(item: bytes, result: EncodedJson) -> int:
 
 
 def _as_base64(vector: EncodedJson) -> bytes:
-    """The only place where a float is parsed: little-endian float32, as a JSON string."""
-    try:
-        numbers = machine_array("f", _NUMBERS.decode(vector))
-    except (msgspec.DecodeError, OverflowError) as error:
-        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return b'"' + b2a_base64(numbers, newline=False) + b'"'
+    """As a JSON string."""
+    return b'"' + b2a_base64(float32(vector), newline=False) + b'"'
 
 
 def encode_models(names: Sequence[str]) -> Reply:

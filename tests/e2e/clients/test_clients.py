@@ -91,8 +91,9 @@ def test_hugging_face_features_and_similarity(server: RunningServer) -> None:
     assert near > far
 
 
-def test_triton_infers_texts(server: RunningServer) -> None:
-    """With JSON tensors; it asks for health and metadata first, as its users do."""
+@pytest.mark.parametrize("binary", [False, True])
+def test_triton_infers_texts(server: RunningServer, binary: bool) -> None:
+    """With JSON tensors or binary ones; it asks for health and metadata first, as its users do."""
     tritonclient = pytest.importorskip("tritonclient.http")
     import numpy as np
 
@@ -102,12 +103,14 @@ def test_triton_infers_texts(server: RunningServer) -> None:
     assert client.is_model_ready("default")
     assert client.get_model_metadata("default")["inputs"][0]["datatype"] == "BYTES"
     tensor = tritonclient.InferInput("text", [2, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([["a cat"], ["a dog"]], dtype=object), binary_data=False)
-    wanted = [tritonclient.InferRequestedOutput("embedding", binary_data=False)]
+    tensor.set_data_from_numpy(np.array([["a cat"], ["a dog"]], dtype=object), binary_data=binary)
+    wanted = [tritonclient.InferRequestedOutput("embedding", binary_data=binary)]
     result = client.infer("default", [tensor], outputs=wanted, request_id="7")
     vectors = result.as_numpy("embedding")
     assert vectors.shape == (2, 384)
+    assert vectors.dtype == np.float32
     assert result.get_response()["id"] == "7"
+    assert ("data" in result.get_output("embedding")) is not binary
     expected = own_vectors(server, ["a cat", "a dog"])
     assert all(close(row.tolist(), own) for row, own in zip(vectors, expected, strict=True))
     client.close()
