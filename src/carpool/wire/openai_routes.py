@@ -11,8 +11,9 @@ import msgspec
 
 from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overloaded
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
-from carpool.wire.call import Call, CountedJson
-from carpool.wire.inputs import TokenId, elements, float32, is_blank, items_of
+from carpool.wire.call import Call
+from carpool.wire.counting import count_tokens
+from carpool.wire.inputs import TokenId, float32, is_blank, items_of
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
@@ -77,17 +78,10 @@ def _encode(
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
         pieces.append(_as_base64(vector) if base64 else vector)
-    tokens = sum(map(_tokens, items, results))
+    tokens = count_tokens(items, results)
     usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
     pieces += (b'}],"model":', msgspec.json.encode(model), usage)
     return pieces
-
-
-def _tokens(item: bytes, result: EncodedJson) -> int:
-    """As many as the model has run; in front of an upstream 0 for a text, as nobody here has counted them."""
-    if isinstance(result, CountedJson):
-        return result.tokens
-    return len(elements(item)) if item[:1] == b"[" else 0
 
 
 def _as_base64(vector: EncodedJson) -> bytes:

@@ -23,13 +23,17 @@ from carpool.errors import (
     Unsupported,
     WrongType,
 )
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, error_headers, json_reply
+from carpool.wire.base import Ask, Encode, EncodedJson, Reply, Route, Times, error_headers, json_reply
 from carpool.wire.call import Call, Operation
+from carpool.wire.counting import count_tokens
 from carpool.wire.inputs import TokenId, array, elements, is_blank, is_mixed, items_of, ranked
 
 PLAIN = "text/plain; charset=utf-8"  # what axum answers before TEI has seen the body
 
 Direction = Literal["Left", "Right", "left", "right"]
+
+
+_COMPUTE = "carpool"  # as `x-compute-type`: what computes is the model's or the upstream's affair
 
 
 class _NotJson(BadInput):
@@ -124,6 +128,8 @@ _INPUTS = msgspec.json.Decoder(_WrittenInputs)
 _TEXTS = msgspec.json.Decoder(_WrittenTexts)
 _SENTENCES = msgspec.json.Decoder(_WrittenSimilarity)
 _IDS = msgspec.json.Decoder(_WrittenIds)
+_JSON = msgspec.json.Decoder()
+_encode_json = msgspec.json.Encoder().encode
 
 
 def _wrong_shape(what: str) -> _WrongShape:
@@ -224,6 +230,48 @@ def _encode_all(results: Sequence[EncodedJson], seconds: float) -> Sequence[Enco
 
 def _encode_one(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
     return results
+
+
+def _ask_and_tell(decode: Callable[[bytes], Ask], body: bytes) -> Ask:
+    """What a body asks for, to be answered with the headers that tell what it took."""
+    ask = decode(body)
+    return msgspec.structs.replace(ask, answer=partial(_answer, ask, ask.encode or _encode_all))
+
+
+def _answer(ask: Ask, encode: Encode, results: Sequence[EncodedJson], times: Times) -> Reply:
+    """In milliseconds; tokenization is a part of the inference, or the upstream's."""
+    questions = _questions(ask)
+    asked = (*ask.items, *questions)
+    total, queued = round(times.total * 1000), round(times.queued * 1000)
+    told = {
+        "x-compute-type": _COMPUTE,
+        "x-compute-time": total,
+        "x-compute-characters": sum(_characters(_JSON.decode(item)) for item in asked),
+        "x-compute-tokens": count_tokens(asked, (*results, *questions)),
+        "x-total-time": total,
+        "x-tokenization-time": 0,
+        "x-queue-time": queued,
+        "x-inference-time": max(0, total - queued),
+    }
+    headers = tuple([(name, str(value)) for name, value in told.items()])
+    return Reply(200, encode(results, times.total), headers)
+
+
+def _questions(ask: Ask) -> Sequence[bytes]:
+    """What is run beside the items: a rerank's query with every text, the source of a similarity once."""
+    if not isinstance(ask.group, Call):
+        return ()
+    parameters = dict(ask.group.parameters)
+    if "query" in parameters:
+        return [_encode_json(parameters["query"])] * len(ask.items)
+    return [_encode_json(parameters["source_sentence"])] if "source_sentence" in parameters else ()
+
+
+def _characters(item: Any) -> int:
+    """Those of a text or a pair of texts; a token id counts as one."""
+    if isinstance(item, list):
+        return sum(map(_characters, item))
+    return len(item) if isinstance(item, str) else 1
 
 
 def _encode_ranks(
@@ -348,11 +396,13 @@ def _route(
     decode: Callable[[bytes], Ask],
     request_schema: dict[str, Any],
     response_schema: dict[str, Any],
+    tells: bool = True,
 ) -> Route:
+    """A route, which `tells` in headers what its answer took."""
     return Route(
         path=path,
         payload="text",
-        decode=decode,
+        decode=partial(_ask_and_tell, decode) if tells else decode,
         encode=_encode_all,
         encode_error=encode_error,
         statuses=_STATUSES,
@@ -462,6 +512,7 @@ TOKENIZE = _route(
         add_special_tokens={"type": "boolean", "default": True},
     ),
     _array(_array(_TOKENS)),
+    tells=False,
 )
 DECODE = _route(
     "/decode",
@@ -473,4 +524,5 @@ DECODE = _route(
         skip_special_tokens={"type": "boolean", "default": True},
     ),
     _array({"type": "string", "example": "hello"}),
+    tells=False,
 )

@@ -73,9 +73,9 @@ def test_openai_reads_our_errors_and_models(server: RunningServer) -> None:
         assert "default" in [model.id for model in client.models.list()]
 
 
-def test_usage_counts_the_callers_own_tokens(model_server: RunningServer) -> None:
-    """By the tokenizer of the local model, the two special tokens included."""
-    with openai_client(model_server) as client:
+def test_usage_counts_the_callers_own_tokens(server: RunningServer) -> None:
+    """By the tokenizer of the model, the two special tokens included; through a proxy as well."""
+    with openai_client(server) as client:
         usage = client.embeddings.create(input=["hello world", "hello"], model="default").usage
     assert (usage.prompt_tokens, usage.total_tokens) == (7, 7)
 
