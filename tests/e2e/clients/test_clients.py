@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -114,27 +113,3 @@ def test_triton_infers_texts(server: RunningServer, binary: bool) -> None:
     expected = own_vectors(server, ["a cat", "a dog"])
     assert all(close(row.tolist(), own) for row, own in zip(vectors, expected, strict=True))
     client.close()
-
-
-def test_all_of_them_at_once_in_one_queue(server: RunningServer) -> None:
-    """Each dialect, from many threads: everybody gets their own vector."""
-    expected = own_vectors(server, TEXTS)
-
-    def ask(number: int) -> Any:
-        text = TEXTS[number % len(TEXTS)]
-        match number % 4:
-            case 0:
-                return server.client.post("/embed", json={"input": text}).json()["embedding"]
-            case 1:
-                return server.client.post("/embed", json={"inputs": text}).json()[0]
-            case 2:
-                return server.client.post("/v1/embeddings", json={"input": text}).json()["data"][0]["embedding"]
-            case _:
-                tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
-                reply = server.client.post("/v2/models/default/infer", json={"inputs": [tensor]})
-                return reply.json()["outputs"][0]["data"]
-
-    with ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(ask, range(256)))
-    for number, answer in enumerate(answers):
-        assert close(answer, expected[number % len(TEXTS)]), number
