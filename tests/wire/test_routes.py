@@ -131,7 +131,7 @@ def binary_ask(tail: bytes, more: Mapping[str, Any] = MappingProxyType({}), **te
     assert route.by_head is not None
     whole = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}
     head = json.dumps({"inputs": [whole | tensor]} | dict(more)).encode()
-    return route.by_head({"inference-header-content-length": str(len(head))}).decode(head + tail)
+    return route.by_head(route, {"inference-header-content-length": str(len(head))}).decode(head + tail)
 
 
 def test_kserve_unpacks_binary_texts_and_packs_vectors() -> None:

@@ -14,11 +14,13 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from carpool.errors import CarpoolError, NotFound, WrongMethod
 from carpool.observe import metrics
+from carpool.server.documentation import request_body, responses, show_answers
 from carpool.server.routes import batched_routes, nearest_dialect, read_routes
 from carpool.server.service import Service
 from carpool.wire.base import JSON, Reply, Route, json_reply
@@ -47,9 +49,11 @@ def create_app(service: Service) -> FastAPI:
     routes = batched_routes(service)
     for route in routes:
         _add_batched(app, service, route)
-    for path, (read, summary) in read_routes(service).items():
+    reads = read_routes(service)
+    for path, (read, summary) in reads.items():
         _add_get(app, path, _reader(read), summary)
     _add_metrics(app, service)
+    show_answers(app, {path: read for path, (read, _) in reads.items()})
     app.add_exception_handler(HTTPException, partial(_refuse, {route.path: route for route in routes}))
     if service.passthrough is not None:
         app.router.default = service.passthrough
@@ -67,11 +71,6 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         service.metrics.count_response(route.path, reply.status)
         return _response(reply)
 
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"content": {JSON: {"schema": route.error_schema}}, "description": "Refused or failed."}
-        for status in route.statuses
-    }
-    answered = {"content": {JSON: {"schema": route.response_schema}}, "description": "Answered."}
     app.add_api_route(
         route.path,
         endpoint,
@@ -79,8 +78,8 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         name=route.path.strip("/"),
         summary=route.summary,
         response_class=Response,
-        responses={200: answered, **errors},
-        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}},
+        responses=responses(route),
+        openapi_extra={"requestBody": request_body(route)},
     )
 
 
@@ -149,12 +148,18 @@ async def _refuse(routes: Mapping[str, Route], request: Request, error: Exceptio
         known = [*routes, "/health", "/metrics", "/docs"]
         refusal = NotFound(f"there is no route {path}", f"allowed: {', '.join(known)}")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted(_methods(request.app, path)))
         refusal = WrongMethod(f"{path} does not take {request.method}", f"allowed: {allowed}", allowed)
     else:
         refusal = CarpoolError(str(error.detail))
     encode_error = routes[path].encode_error if path in routes else nearest_dialect(path)
     return _response(encode_error(refusal))
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Those that a path has: each of its routes only knows its own."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path == path]
+    return {method for route in routes for method in route.methods or ()}
 
 
 def _response(reply: Reply) -> Response:

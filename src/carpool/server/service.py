@@ -137,7 +137,7 @@ class Service:
         Their names are in lower case. Raises `WrongType`, `TooLarge` or `BadInput`.
         """
         if route.by_head is not None:
-            route = route.by_head(headers)
+            route = route.by_head(route, headers)
         media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
         if media_type not in (JSON, route.media_type) and not media_type.endswith("+json"):
             raise WrongType(f"content type {media_type} is not read here", f"allowed: {route.media_type}")

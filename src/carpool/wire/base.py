@@ -76,8 +76,8 @@ class Route:
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
     body that begins with `opening`. `by_head` is there where the headers (lower-case names) say how a body is
-    to be read: it gives the route that reads it, and raises `BadInput`. `media_type` is what it reads beside
-    JSON. The rest is for the documentation.
+    to be read: it makes of this route the one that reads it, and raises `BadInput`. `media_type` is what it
+    reads beside JSON. The rest is for the documentation: `plain` are the statuses whose body may be plain text.
     """
 
     path: str
@@ -92,8 +92,9 @@ class Route:
     error_schema: dict[str, Any]
     choose: Callable[[bytes], Route] | None = None
     opening: bytes = b""
-    by_head: Callable[[Mapping[str, str]], Route] | None = None
+    by_head: Callable[[Route, Mapping[str, str]], Route] | None = None
     media_type: str = JSON
+    plain: tuple[int, ...] = ()
 
 
 class TextField:

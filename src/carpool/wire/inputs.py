@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from array import array as machine_array
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,14 @@ from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson, Route
 
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+
+# What an item is, for the documentation.
+TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
+IDS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+}
 
 _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
 _NUMBERS = msgspec.json.Decoder(list[float])
@@ -106,6 +114,7 @@ def _together(usual: Route, opening: bytes, routes: Sequence[Route], choose: Cal
         encode=usual.encode,
         encode_error=usual.encode_error,
         statuses=tuple(sorted({status for route in routes for status in route.statuses})),
+        plain=tuple(sorted({status for route in routes for status in route.plain})),
         summary=" Or: ".join(route.summary for route in routes),
         request_schema={"anyOf": [route.request_schema for route in routes]},
         response_schema={"anyOf": [route.response_schema for route in routes]},

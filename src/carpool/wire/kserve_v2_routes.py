@@ -60,7 +60,7 @@ _BODY = msgspec.json.Decoder(_Body)
 
 def infer(model: str, version: str = "") -> Route:
     """The route of a model by its name, and of one version of it where that is in the path."""
-    route = Route(
+    return Route(
         path=f"/v2/models/{model}{version}/infer",
         payload="data",
         decode=partial(_decode, model),
@@ -71,8 +71,8 @@ def infer(model: str, version: str = "") -> Route:
         request_schema=_REQUEST_SCHEMA,
         response_schema=_RESPONSE_SCHEMA,
         error_schema=ERROR_SCHEMA,
+        by_head=partial(_by_head, model),
     )
-    return replace(route, by_head=partial(_by_head, model, route))
 
 
 def _by_head(model: str, route: Route, headers: Mapping[str, str]) -> Route:
@@ -216,17 +216,23 @@ ERROR_SCHEMA: dict[str, Any] = {
 }
 
 
-def _tensors(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+def _tensor(
+    name: str, datatype: str, shape: list[int], data: list[Any], element: dict[str, Any]
+) -> dict[str, Any]:
+    """An array of one tensor."""
+    sizes = {"type": "array", "minItems": 1, "maxItems": _DEEPEST, "items": {"type": "integer", "minimum": 1}}
     return {
         "type": "array",
+        "minItems": 1,
+        "maxItems": 1,
         "items": {
             "type": "object",
             "required": ["name", "shape", "datatype", "data"],
             "properties": {
                 "name": {"type": "string", "example": name},
-                "shape": {"type": "array", "items": {"type": "integer"}, "example": shape},
-                "datatype": {"type": "string", "example": datatype},
-                "data": {"type": "array", "example": data},
+                "shape": sizes | {"example": shape},
+                "datatype": {"const": datatype, "example": datatype},
+                "data": {"type": "array", "minItems": 1, "items": element, "example": data},
             },
         },
     }
@@ -244,7 +250,7 @@ _REQUEST_SCHEMA: dict[str, Any] = {
                 "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
             },
         },
-        "inputs": _tensors(_INPUT, "BYTES", [1], ["What is vector search?"]),
+        "inputs": _tensor(_INPUT, "BYTES", [1], ["What is vector search?"], {"type": "string"}),
     },
 }
 _RESPONSE_SCHEMA: dict[str, Any] = {
@@ -254,6 +260,6 @@ _RESPONSE_SCHEMA: dict[str, Any] = {
         "model_name": {"type": "string"},
         "model_version": {"type": "string"},
         "id": {"type": "string"},
-        "outputs": _tensors(_OUTPUT, "FP32", [1, 3], [0.0183, -0.0412, 0.0077]),
+        "outputs": _tensor(_OUTPUT, "FP32", [1, 3], [0.0183, -0.0412, 0.0077], {"type": "number"}),
     },
 }

@@ -26,7 +26,17 @@ from carpool.errors import (
 from carpool.wire.base import Ask, Encode, EncodedJson, Reply, Route, Times, error_headers, json_reply
 from carpool.wire.call import Call, Operation
 from carpool.wire.counting import count_tokens
-from carpool.wire.inputs import TokenId, array, elements, is_blank, is_mixed, items_of, ranked
+from carpool.wire.inputs import (
+    IDS_SCHEMA,
+    TEXT_SCHEMA,
+    TokenId,
+    array,
+    elements,
+    is_blank,
+    is_mixed,
+    items_of,
+    ranked,
+)
 
 PLAIN = "text/plain; charset=utf-8"  # what axum answers before TEI has seen the body
 
@@ -359,6 +369,7 @@ def encode_error(error: CarpoolError) -> Reply:
 
 
 _STATUSES = (400, 413, 415, 422, 424, 429, 500, 503)
+_PLAIN_STATUSES = (400, 413, 415, 422)
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error", "error_type"],
@@ -372,8 +383,16 @@ _ERROR_SCHEMA: dict[str, Any] = {
 }
 _INPUTS_SCHEMA = {
     "description": "a text, its token ids, or a list of either",
+    "anyOf": [
+        TEXT_SCHEMA,
+        IDS_SCHEMA,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [TEXT_SCHEMA, IDS_SCHEMA]}},
+    ],
     "example": ["What is vector search?", "What is a batch?"],
 }
+_PAIR_SCHEMA = {"type": "array", "minItems": 2, "maxItems": 2, "items": TEXT_SCHEMA}
+_BATCHED_SCHEMA = {"type": "array", "minItems": 1, "maxItems": 2, "items": TEXT_SCHEMA}
+_TEXT_LIST_SCHEMA = {"type": "array", "minItems": 1, "items": TEXT_SCHEMA}
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}
 _NUMBERS = {"type": "array", "items": {"type": "number"}, "example": [0.91, 0.13]}
 _OPTIONS: dict[str, Any] = {
@@ -406,6 +425,7 @@ def _route(
         encode=_encode_all,
         encode_error=encode_error,
         statuses=_STATUSES,
+        plain=_PLAIN_STATUSES,
         summary=summary,
         request_schema=request_schema,
         response_schema=response_schema,
@@ -467,7 +487,11 @@ PREDICT = _route(
     partial(_ask_predict, msgspec.json.Decoder(_Predict)),
     _object(
         ("inputs",),
-        inputs={"description": "a text, a pair, or a list of [text] and pairs", "example": "I like this."},
+        inputs={
+            "description": "a text, a pair, or a list of [text] and pairs",
+            "anyOf": [TEXT_SCHEMA, _PAIR_SCHEMA, {"type": "array", "minItems": 1, "items": _BATCHED_SCHEMA}],
+            "example": "I like this.",
+        },
         **_OPTIONS,
         raw_scores={"type": "boolean"},
     ),
@@ -480,7 +504,7 @@ RERANK = _route(
     _object(
         ("query", "texts"),
         query={"type": "string", "minLength": 1, "example": "What is vector search?"},
-        texts={"type": "array", "items": {"type": "string"}, "example": ["Finding near vectors.", "A fruit."]},
+        texts=_TEXT_LIST_SCHEMA | {"example": ["Finding near vectors.", "A fruit."]},
         **_OPTIONS,
         raw_scores={"type": "boolean"},
         return_text={"type": "boolean"},
@@ -496,7 +520,7 @@ SIMILARITY = _route(
         inputs=_object(
             ("source_sentence", "sentences"),
             source_sentence={"type": "string", "minLength": 1, "example": "What is vector search?"},
-            sentences={"type": "array", "items": {"type": "string"}, "example": ["Near vectors.", "A fruit."]},
+            sentences=_TEXT_LIST_SCHEMA | {"example": ["Near vectors.", "A fruit."]},
         ),
         parameters=_object((), **_OPTIONS, prompt_name={"type": "string"}),
     ),
@@ -508,7 +532,11 @@ TOKENIZE = _route(
     partial(_ask_tokenize, msgspec.json.Decoder(_Tokenize)),
     _object(
         ("inputs",),
-        inputs={"description": "a text or a list of texts", "example": "What is vector search?"},
+        inputs={
+            "description": "a text or a list of texts",
+            "anyOf": [TEXT_SCHEMA, _TEXT_LIST_SCHEMA],
+            "example": "What is vector search?",
+        },
         add_special_tokens={"type": "boolean", "default": True},
     ),
     _array(_array(_TOKENS)),
@@ -520,7 +548,11 @@ DECODE = _route(
     partial(_ask_decode, msgspec.json.Decoder(_Decode)),
     _object(
         ("ids",),
-        ids={"description": "token ids or a list of such", "example": [101, 7592, 102]},
+        ids={
+            "description": "token ids or a list of such",
+            "anyOf": [IDS_SCHEMA, {"type": "array", "minItems": 1, "items": IDS_SCHEMA}],
+            "example": [101, 7592, 102],
+        },
         skip_special_tokens={"type": "boolean", "default": True},
     ),
     _array({"type": "string", "example": "hello"}),
