@@ -91,7 +91,7 @@ def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, by
     """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
     status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n".encode()
     lines = [name + b": " + value + b"\r\n" for name, value in defaults]
-    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in reply.headers]
+    lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
     close = "" if keep_alive else "connection: close\r\n"
     after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
     return b"".join((status, *lines, b"content-length: ")), after.encode()

@@ -6,7 +6,7 @@ takes any number of inputs at once: they are spread over as many batches as they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -163,9 +163,10 @@ def _group(operation: Operation, asked: Any, names: Sequence[str], **more: str) 
     """The call with the parameters that were given; `None`, as everywhere, for embeddings without any."""
     given: dict[str, Any] = {name: getattr(asked, name) for name in ("truncate", *names)}
     direction = asked.truncation_direction
+    if operation == "embed" and direction is None and {*given.values()} == {None}:
+        return None
     given["truncation_direction"] = direction.capitalize() if direction else None
-    call = Call.of(operation, **given, **more)
-    return None if operation == "embed" and not call.parameters else call
+    return Call.of(operation, **given, **more)
 
 
 def _ask_inputs(
@@ -245,36 +246,33 @@ def _encode_one(results: Sequence[EncodedJson], seconds: float) -> Sequence[Enco
 def _ask_and_tell(decode: Callable[[bytes], Ask], body: bytes) -> Ask:
     """What a body asks for, to be answered with the headers that tell what it took."""
     ask = decode(body)
-    return msgspec.structs.replace(ask, answer=partial(_answer, ask, ask.encode or _encode_all))
+    return Ask(ask.items, ask.group, ask.encode, answer=partial(_answer, ask, ask.encode or _encode_all))
 
 
 def _answer(ask: Ask, encode: Encode, results: Sequence[EncodedJson], times: Times) -> Reply:
     """In milliseconds; tokenization is a part of the inference, or the upstream's."""
-    questions = _questions(ask)
+    questions = _questions(ask.group)
     asked = (*ask.items, *questions)
     total, queued = round(times.total * 1000), round(times.queued * 1000)
-    told = {
-        "x-compute-type": _COMPUTE,
-        "x-compute-time": total,
-        "x-compute-characters": sum(_characters(_JSON.decode(item)) for item in asked),
-        "x-compute-tokens": count_tokens(asked, (*results, *questions)),
-        "x-total-time": total,
-        "x-tokenization-time": 0,
-        "x-queue-time": queued,
-        "x-inference-time": max(0, total - queued),
-    }
-    headers = tuple([(name, str(value)) for name, value in told.items()])
+    took = str(total)
+    headers = (
+        ("x-compute-type", _COMPUTE),
+        ("x-compute-time", took),
+        ("x-compute-characters", str(sum([_characters(_JSON.decode(item)) for item in asked]))),
+        ("x-compute-tokens", str(count_tokens(asked, (*results, *questions)))),
+        ("x-total-time", took),
+        ("x-tokenization-time", "0"),
+        ("x-queue-time", str(queued)),
+        ("x-inference-time", str(max(0, total - queued))),
+    )
     return Reply(200, encode(results, times.total), headers)
 
 
-def _questions(ask: Ask) -> Sequence[bytes]:
-    """What is run beside the items: a rerank's query with every text, the source of a similarity once."""
-    if not isinstance(ask.group, Call):
+def _questions(call: Hashable) -> Sequence[bytes]:
+    """What is run beside the items: a rerank's query, the source of a similarity."""
+    if not isinstance(call, Call):
         return ()
-    parameters = dict(ask.group.parameters)
-    if "query" in parameters:
-        return [_encode_json(parameters["query"])] * len(ask.items)
-    return [_encode_json(parameters["source_sentence"])] if "source_sentence" in parameters else ()
+    return [_encode_json(value) for name, value in call.parameters if name in ("query", "source_sentence")]
 
 
 def _characters(item: Any) -> int:
