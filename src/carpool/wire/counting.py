@@ -17,13 +17,9 @@ from carpool.wire.call import CountedJson
 class CountedBody(bytearray):
     """An upstream's reply, of which results are slices: `tokens` is what it says it ran for all `items`."""
 
-    __slots__ = ("_weight", "items", "tokens")
-
-    def __init__(self, length: int = 0) -> None:
-        super().__init__(length)
-        self.tokens = 0  # it has not said
-        self.items: Sequence[bytes] = ()
-        self._weight = 0.0
+    tokens = 0  # it has not said
+    items: Sequence[bytes] = ()
+    _weight = 0.0
 
     def share(self, weight: float) -> float:
         """The tokens of an item of this weight."""
