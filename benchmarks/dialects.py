@@ -28,7 +28,7 @@ from benchmarks.proxy.usage import Meter
 SCRIPT = Path(__file__).with_suffix(".lua")
 RESULTS = Path(__file__).parent / "results" / "dialects.md"
 CONNECTIONS = 64
-WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS = 1
 BAR = 1.5
 NATIVE = "native"
 BARS = {"tei": None, "openai": BAR, "kserve": BAR, "openai_base64": None, "kserve_binary": None}
@@ -52,12 +52,12 @@ def read_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--floats", type=int, default=384)
     return parser.parse_args()
 
 
-def measure(carpool: Program, rounds: int, seconds: float) -> dict[str, float]:
+def measure(carpool: Program, rounds: int, seconds: int) -> dict[str, float]:
     """CPU microseconds a request, by dialect: the median of the rounds."""
     dialects = [NATIVE, *BARS]
     for dialect in dialects:
@@ -71,9 +71,9 @@ def measure(carpool: Program, rounds: int, seconds: float) -> dict[str, float]:
     return {dialect: statistics.median(found) for dialect, found in costs.items()}
 
 
-def send(carpool: Program, dialect: str, seconds: float) -> int:
+def send(carpool: Program, dialect: str, seconds: int) -> int:
     """Put as much on it as it takes; how many requests that was, all of which must be answered well."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(SCRIPT), carpool.url, dialect]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(SCRIPT), carpool.url, dialect]
     try:
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def send(carpool: Program, dialect: str, seconds: float) -> int:
 
 def describe(arguments: argparse.Namespace) -> list[str]:
     """What was measured, where and when."""
-    command = f"python benchmarks/dialects.py --rounds {arguments.rounds} --seconds {arguments.seconds:g}"
+    command = f"python benchmarks/dialects.py --rounds {arguments.rounds} --seconds {arguments.seconds}"
     machine = f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}"
     return [
         f"`{command} --floats {arguments.floats}`, {datetime.date.today()}, {machine}, "
