@@ -89,7 +89,16 @@ def carpool_serve(
 
 # How other servers are started on `carpool.main:app`, and told a port.
 ASGI_SERVERS = {
-    "uvicorn": ["uvicorn", "carpool.main:app", "--no-access-log", "--no-server-header", "--port", "{port}"],
+    "uvicorn": [
+        "uvicorn",
+        "carpool.main:app",
+        "--no-access-log",
+        "--no-server-header",
+        "--ws",
+        "none",
+        "--port",
+        "{port}",
+    ],
     "hypercorn": ["hypercorn", "carpool.main:app", "--bind", "127.0.0.1:{port}"],
     "granian": ["granian", "--interface", "asgi", "carpool.main:app", "--port", "{port}"],
 }
