@@ -20,6 +20,7 @@ from carpool.errors import (
     Unavailable,
     Unreachable,
 )
+from carpool.wire.counting import count_tokens
 from tests.support.upstream import RawUpstream, Script, Upstream, reply
 
 
@@ -105,6 +106,29 @@ def test_a_limit_that_the_upstream_names_is_kept() -> None:
             assert changes[-1] == 2
             assert len(await backend.run(texts)) == 5
             assert upstream.posts[1:] == [["a", "b"], ["c", "d"], ["e"]]
+            await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("headers", "tokens"),
+    [
+        ("X-Compute-Tokens: 60\r\n", 60),
+        ("content-encoding: identity\r\nx-compute-tokens:60\r\n", 60),
+        ("x-compute-tokens: many\r\n", 6),
+        ("", 6),
+    ],
+)
+def test_tokens_that_an_upstream_counts_reach_the_callers(headers: str, tokens: int) -> None:
+    """Text Embeddings Inference tells them of a whole batch, in a header."""
+    items = [b'"ten bytes!"', b'"a"']
+
+    async def main() -> None:
+        async with RawUpstream(refuses("200 OK", b"[[1],[2]]", headers)) as upstream:
+            backend = HttpBackend(upstream.url)
+            await backend.start(lambda: None)
+            assert count_tokens(items, await backend.run(items)) == tokens
             await backend.close()
 
     run(main())

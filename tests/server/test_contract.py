@@ -151,7 +151,9 @@ def test_an_unknown_route_is_the_upstreams_to_refuse(server: RunningServer, path
     assert (reply.status_code, reply.text) == (404, "404: Not Found")
 
 
-@pytest.mark.parametrize(("method", "path", "allow"), [("GET", "/embed", "POST"), ("DELETE", "/health", "GET")])
+@pytest.mark.parametrize(
+    ("method", "path", "allow"), [("GET", "/embed", "POST"), ("DELETE", "/health", "GET, HEAD")]
+)
 def test_a_wrong_method_is_405_with_allow(server: RunningServer, method: str, path: str, allow: str) -> None:
     """In the envelope, with the header that HTTP asks for."""
     reply = server.client.request(method, path)

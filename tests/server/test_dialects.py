@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -209,12 +211,12 @@ def test_openai_errors(proxy: RunningServer, query: str, body: Any) -> None:
 
 @LANES
 def test_openai_embeddings(proxy: RunningServer, query: str) -> None:
-    """The upstream's bytes as floats, or float32 in base64; token ids are counted, texts nobody has counted."""
+    """The upstream's bytes as floats, or float32 in base64; tokens that nobody has counted are estimated."""
     body = {"input": ["a", "b"], "model": "m"}
     reply = post(proxy, f"/v1/embeddings{query}", body).json()
     assert [datum["embedding"] for datum in reply["data"]] == [vector("a"), vector("b")]
     assert (reply["object"], reply["model"]) == ("list", "m")
-    assert reply["usage"] == {"prompt_tokens": 0, "total_tokens": 0}
+    assert reply["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
     packed = post(proxy, f"/v1/embeddings{query}", body | {"encoding_format": "base64"}).json()
     assert len(base64.b64decode(packed["data"][1]["embedding"])) == 4 * len(vector("b"))
 
@@ -241,3 +243,79 @@ def test_kserve_infers_texts(proxy: RunningServer, query: str) -> None:
     ):
         refused = infer({"data": ["a"]} | wrong)
         assert (refused.status_code, refused.json().keys()) == (400, {"error"})
+
+
+@LANES
+def test_kserve_reads_and_writes_binary_tensors(proxy: RunningServer, query: str) -> None:
+    """The texts behind the JSON, whose length the head tells; the vectors likewise, where that is asked for."""
+    texts = ["a", "café"]
+    tail = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in texts)
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(tail)}}
+    path = f"/v2/models/default/infer{query}"
+
+    def infer(body: dict[str, Any], content_type: str = "application/octet-stream") -> httpx.Response:
+        head = json.dumps(body).encode()
+        headers = {"content-type": content_type, "Inference-Header-Content-Length": str(len(head))}
+        return proxy.client.post(path, content=head + tail, headers=headers)
+
+    for content_type in ("application/octet-stream", "application/json"):
+        reply = infer({"inputs": [tensor]}, content_type)
+        assert reply.json()["outputs"][0]["data"] == vector(texts[0]) + vector(texts[1])
+    reply = infer({"inputs": [tensor], "id": "7", "parameters": {"binary_data_output": True}})
+    assert reply.headers["content-type"] == "application/octet-stream"
+    length = int(reply.headers["inference-header-content-length"])
+    (output,) = json.loads(reply.content[:length])["outputs"]
+    assert (output["shape"], output["parameters"]) == ([2, 4], {"binary_data_size": 32})
+    assert reply.content[length:] == struct.pack("<8f", *vector(texts[0]), *vector(texts[1]))
+    raw = proxy.client.post(path, content="café", headers={"Inference-Header-Content-Length": "0"})
+    assert raw.content[-16:] == struct.pack("<4f", *vector("café"))
+
+
+@LANES
+@pytest.mark.parametrize("header", ["many", "-1", "9999", "9" * 30])
+def test_a_wrong_length_of_kserves_json_is_refused(proxy: RunningServer, query: str, header: str) -> None:
+    """In its own words; and octets without a length are of no type that is read."""
+    path, headers = f"/v2/models/default/infer{query}", {"content-type": "application/octet-stream"}
+    refused = proxy.client.post(
+        path, content=b"{}", headers=headers | {"inference-header-content-length": header}
+    )
+    assert (refused.status_code, refused.json().keys()) == (400, {"error"})
+    assert proxy.client.post(path, content=b"{}", headers=headers).status_code == 415
+
+
+@LANES
+def test_tei_tells_what_an_answer_took(model_server: RunningServer, query: str) -> None:
+    """In headers, in milliseconds; the native route has none of them."""
+    reply = post(model_server, f"/embed{query}", {"inputs": ["hello world", [7592, 2088]]})
+    told = {name: value for name, value in reply.headers.items() if name.startswith("x-")}
+    assert (told.pop("x-compute-type"), told.pop("x-compute-characters")) == ("carpool", "13")
+    assert told.pop("x-compute-tokens") == "8"
+    times = {name: int(value) for name, value in told.items()}
+    assert times.keys() == {
+        f"x-{name}-time" for name in ("compute", "total", "tokenization", "queue", "inference")
+    }
+    assert times["x-queue-time"] + times["x-inference-time"] == times["x-total-time"] < 60_000
+    body = {"query": "one two", "texts": ["a", "bc"]}
+    assert post(model_server, f"/rerank{query}", body).headers["x-compute-characters"] == "10"
+    for path, field in (("/embed", "input"), ("/tokenize", "inputs")):
+        reply = post(model_server, f"{path}{query}", {field: "a"})
+        assert not [name for name in reply.headers if name.startswith("x-")]
+
+
+def test_queue_time_is_how_long_it_waited_for_a_batch(proxy: RunningServer, upstream: Upstream) -> None:
+    """Not how long the batch itself took."""
+    upstream.hold()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, proxy, "/embed", {"inputs": "first"})
+        assert upstream.arrived.acquire(timeout=30)
+        second = pool.submit(post, proxy, "/embed", {"inputs": "second"})
+        until(lambda: in_flight(proxy) == 1)
+        began = time.monotonic()
+        until(lambda: time.monotonic() > began + 0.05)
+        upstream.let_go()
+        told = [
+            {name: int(reply.headers[name]) for name in ("x-queue-time", "x-inference-time")}
+            for reply in (first.result(), second.result())
+        ]
+    assert told[0]["x-inference-time"] >= 50 <= told[1]["x-queue-time"]
+    assert told[0]["x-queue-time"] < told[1]["x-queue-time"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from carpool.errors import (
     BackendError,
@@ -20,7 +26,7 @@ from carpool.errors import (
 )
 from carpool.server.routes import nearest_dialect
 from carpool.wire import cohere_routes, kserve_v2_routes, native, openai_routes, tei_routes
-from carpool.wire.base import Route
+from carpool.wire.base import Ask, Route, Times
 from carpool.wire.call import Call, CountedJson
 from carpool.wire.inputs import by_field
 
@@ -117,6 +123,64 @@ def test_kserve_reads_its_terms_from_the_body() -> None:
         deep = [deep]
     with pytest.raises(BadInput):
         route.decode(json.dumps({"inputs": [tensor | {"data": deep, "shape": [1] * 500}]}).encode())
+
+
+def binary_ask(tail: bytes, more: Mapping[str, Any] = MappingProxyType({}), **tensor: Any) -> Ask:
+    """What a body with these bytes behind its JSON asks for."""
+    route = kserve_v2_routes.infer("m")
+    assert route.by_head is not None
+    whole = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}
+    head = json.dumps({"inputs": [whole | tensor]} | dict(more)).encode()
+    return route.by_head(route, {"inference-header-content-length": str(len(head))}).decode(head + tail)
+
+
+def test_kserve_unpacks_binary_texts_and_packs_vectors() -> None:
+    """Every element has its length in front; the vectors come back as float32."""
+    ask = binary_ask(b"\2\0\0\0\xc3\xa9\1\0\0\0b", {"parameters": {"binary_data_output": True}}, shape=[2, 1])
+    assert [json.loads(item) for item in ask.items] == ["é", "b"]
+    assert ask.answer is not None
+    reply = ask.answer((b"[1,2]", b"[3,4]"), Times(0, 0))
+    length = int(dict(reply.headers)["inference-header-content-length"])
+    assert json.loads(reply.body[:length])["outputs"][0]["shape"] == [2, 2]
+    assert reply.body[length:] == struct.pack("<4f", 1, 2, 3, 4)
+    with pytest.raises(BackendError, match="not of one length"):
+        ask.answer((b"[1,2]", b"[3]"), Times(0, 0))
+    outputs = [{"name": "embedding", "parameters": {"binary_data": False}}]
+    own = binary_ask(b"\1\0\0\0a", {"parameters": {"binary_data_output": True}, "outputs": outputs})
+    assert own.answer is None
+
+
+@pytest.mark.parametrize(
+    ("tail", "tensor"),
+    [
+        (b"\1\0\0\0a", {"shape": [2]}),
+        (b"\1\0\0\0a", {"data": ["a"]}),
+        (b"\1\0\0\0a", {"parameters": {"binary_data_size": 4}}),
+        (b"\1\0\0\0a", {"parameters": {}}),
+        (b"\1\0\0\0a", {"datatype": "FP32"}),
+        (b"\2\0\0\0a", {}),
+        (b"\1\0\0\0a\0", {}),
+        (b"\0\0\0\0", {}),
+        (b"\1\0\0\0\xff", {}),
+        (b"", {}),
+    ],
+)
+def test_a_binary_tensor_that_is_not_what_it_says_is_refused(tail: bytes, tensor: dict[str, Any]) -> None:
+    """By its shape, its size, its elements' lengths; and before anything of it is run."""
+    with pytest.raises(BadInput):
+        binary_ask(tail, **tensor)
+
+
+@given(
+    st.lists(st.text(min_size=1).filter(lambda text: text.isprintable()), min_size=1), st.binary(max_size=40)
+)
+def test_binary_texts_come_back_or_are_refused(texts: list[str], noise: bytes) -> None:
+    """Any texts are those that were packed; any bytes at all are texts or `BadInput`."""
+    packed = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in texts)
+    ask = binary_ask(packed, shape=[len(texts)])
+    assert [json.loads(item) for item in ask.items] == texts
+    with contextlib.suppress(BadInput):
+        binary_ask(noise)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class Request:
 
     # Defaults are the class's: most requests end before they need another value, and need not be given it.
     arrived: float = 0.0  # the times are the scheduler's, which sets them
+    left: float = 0.0  # when the last of it that has been answered had left
     deadline: float = inf  # by when it must be answered
     expires: float = inf  # until when it may wait
     taken: int = 0  # items that have left the queue, always the first ones

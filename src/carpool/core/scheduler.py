@@ -450,6 +450,7 @@ class Scheduler:
             if len(request.items) == 1 and not (request.ended or request.riders):
                 # One item that nobody shares: what nearly all are, and what `receive` and `_hand_out` would do.
                 result = results[position]
+                request.left = batch.taken_at
                 request.ended = True
                 if isinstance(result, BaseException):
                     request.fail(result)
@@ -460,8 +461,10 @@ class Scheduler:
                     if leads.get(identity) is request:
                         del leads[identity]
                 ended.append(request)
-            elif not request.ended and request.receive(start, stop, results, position):
-                self._hand_out(request)
+            elif not request.ended:
+                request.left = batch.taken_at
+                if request.receive(start, stop, results, position):
+                    self._hand_out(request)
             position += stop - start
 
     def _ignored(
@@ -522,6 +525,7 @@ class Scheduler:
             self._leave(request)
         for rider in request.riders or ():
             rider.results, rider.ended = list(request.results), True
+            rider.left = request.left
             rider.error = request.error if request.has_failed else None
             self._ended.append(rider)
 

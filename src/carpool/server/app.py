@@ -14,12 +14,14 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carpool.errors import CarpoolError, WrongMethod
 from carpool.observe import metrics
+from carpool.server.documentation import request_body, responses, show_answers
 from carpool.server.models import OWN
 from carpool.server.routes import batched_routes, nearest_dialect, not_found, read_routes
 from carpool.server.service import Service
@@ -49,9 +51,11 @@ def create_app(service: Service) -> FastAPI:
     routes = batched_routes(service)
     for route in routes:
         _add_batched(app, service, route)
-    for path, (read, summary) in read_routes(service).items():
+    reads = read_routes(service)
+    for path, (read, summary) in reads.items():
         _add_get(app, path, _reader(path, read), summary, _is_documented(service, path))
     _add_metrics(app, service)
+    show_answers(app, {path: read for path, (read, _) in reads.items() if _is_documented(service, path)})
     app.add_exception_handler(HTTPException, partial(_refuse, service, {route.path: route for route in routes}))
     app.router.default = partial(_forward, service, app.router.default)
     return app
@@ -68,11 +72,6 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         service.metrics.count_response(route.path, reply.status)
         return _response(reply)
 
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"content": {JSON: {"schema": route.error_schema}}, "description": "Refused or failed."}
-        for status in route.statuses
-    }
-    answered = {"content": {JSON: {"schema": route.response_schema}}, "description": "Answered."}
     app.add_api_route(
         route.path,
         endpoint,
@@ -80,9 +79,9 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         name=route.path.strip("/"),
         summary=route.summary,
         response_class=Response,
-        responses={200: answered, **errors},
+        responses=responses(route),
         include_in_schema=_is_documented(service, route.path),
-        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}},
+        openapi_extra={"requestBody": request_body(route)},
     )
 
 
@@ -131,7 +130,7 @@ def _add_get(
 
 async def _answer(request: Request, service: Service, route: Route) -> Reply:
     """The reply; raises `ClientDisconnect` if the caller hangs up first, and leaves the queue at once."""
-    terms = service.read_head(route, request.headers)
+    route, terms = service.read_head(route, request.headers)
     body = await _read_body(request, service, route)
     reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
     admitted = service.enqueue(route, terms, body, reply.set_result)
@@ -183,13 +182,19 @@ async def _refuse(
     if error.status_code == 404:
         refusal = not_found(service, path, routes.values())
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted(_methods(request.app, path)))
         refusal = WrongMethod(f"{path} does not take {request.method}", f"allowed: {allowed}", allowed)
     else:
         refusal = CarpoolError(str(error.detail))
     known = routes.get(path)
     encode_error = nearest_dialect(path, routes.values()) if known is None else known.encode_error
     return _response(encode_error(refusal))
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Those that a path has: each of its routes only knows its own."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path == path]
+    return {method for route in routes for method in route.methods or ()}
 
 
 def _response(reply: Reply) -> Response:

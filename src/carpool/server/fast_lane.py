@@ -94,7 +94,7 @@ def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, by
     """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
     status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n".encode()
     lines = [name + b": " + value + b"\r\n" for name, value in defaults]
-    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in reply.headers]
+    lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
     close = "" if keep_alive else "connection: close\r\n"
     after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
     return b"".join((status, *lines, b"content-length: ")), after.encode()
@@ -333,7 +333,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         # From the last to the first, so that the first of a name counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.headers)}
         try:
-            exchange.terms = self.lane.service.read_head(exchange.route, headers)
+            exchange.route, exchange.terms = self.lane.service.read_head(exchange.route, headers)
         except CarpoolError as error:
             exchange.refusal = exchange.route.encode_error(error)
         if exchange.keep_alive and not exchange.wants_continue and "transfer-encoding" not in headers:

@@ -115,7 +115,7 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
     config = uvicorn.Config(
         create_app(service),
         http=fast_lane(service, batched_routes(service)),
-        ws="none",  # or an installed WebSocket library would take over who asks for an upgrade
+        ws="none",  # none are served, whichever library for them happens to be installed
         log_config=None,
         access_log=False,
         server_header=False,

@@ -18,7 +18,7 @@ from carpool.observe.metrics import Metrics
 from carpool.observe.observer import ReplicaStatus, RequestRefused
 from carpool.server.models import Models, ServedModel
 from carpool.wire import native
-from carpool.wire.base import JSON, Encode, Reply, Route
+from carpool.wire.base import JSON, Ask, Reply, Route, Times
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
@@ -111,17 +111,19 @@ class Service:
         """Whether a name means what is served here. Where it chooses among several, that is seen later."""
         return self.models.only is None or self.models.only.serves(name)
 
-    def read_head(self, route: Route, headers: Mapping[str, str]) -> Terms:
-        """On what terms a request travels, by its headers (lower-case names), before its body is read.
+    def read_head(self, route: Route, headers: Mapping[str, str]) -> tuple[Route, Terms]:
+        """By which route and on what terms a request travels, by its headers, before its body is read.
 
-        Raises `WrongType`, `TooLarge` or `BadInput`.
+        Their names are in lower case. Raises `WrongType`, `TooLarge` or `BadInput`.
         """
+        if route.by_head is not None:
+            route = route.by_head(route, headers)
         media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type != JSON and not media_type.endswith("+json"):
-            raise WrongType(f"content type {media_type} is not read here", f"allowed: {JSON}")
+        if media_type not in (JSON, route.media_type) and not media_type.endswith("+json"):
+            raise WrongType(f"content type {media_type} is not read here", f"allowed: {route.media_type}")
         length = headers.get("content-length", "")
         self.check_length(route, int(length) if length.isdigit() else 0)
-        return read_terms(headers)
+        return route, read_terms(headers)
 
     def check_length(self, route: Route, length: int) -> None:
         """Refuse a body of this many bytes if it is over the route's limit."""
@@ -147,7 +149,7 @@ class Service:
             model = self.models.only or self._choose(asked.model or ask.model)
             request = Request(
                 items,
-                partial(_deliver, route, ask.encode or route.encode, on_reply),
+                partial(_deliver, route, ask, on_reply),
                 costs=None if model.cost is None else list(map(model.cost, items)),
                 tenant=terms.tenant,
                 weight=terms.weight if ask.weight is None else ask.weight,
@@ -186,13 +188,17 @@ def _state(upstream: ReplicaStatus) -> tuple[str, str | None]:
     return upstream.name, upstream.trouble or suspended
 
 
-def _deliver(route: Route, encode: Encode, on_reply: Callable[[Reply], None], request: Request) -> None:
+def _deliver(route: Route, ask: Ask, on_reply: Callable[[Reply], None], request: Request) -> None:
     """Reply to a request that has ended."""
     if request.error is not None:
         reply = _refusal(route, request.error)
     else:
         try:
-            reply = Reply(200, encode(request.results, time.monotonic() - request.arrived))
+            seconds = time.monotonic() - request.arrived
+            if ask.answer is None:
+                reply = Reply(200, (ask.encode or route.encode)(request.results, seconds))
+            else:
+                reply = ask.answer(request.results, Times(seconds, max(0.0, request.left - request.arrived)))
         except Exception as error:
             reply = _refusal(route, error)
     on_reply(reply)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -44,13 +44,21 @@ def json_reply(body: object, status: int = 200, headers: tuple[tuple[str, str], 
     return Reply(status, (msgspec.json.encode(body),), headers)
 
 
+class Times(NamedTuple):
+    """How long a request took, in seconds: all in all, and until the last of it left the queue."""
+
+    total: float
+    queued: float
+
+
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a body asks for: `items` to run, each the JSON that the caller wrote.
 
     Only items of the same `group` travel together: it holds whatever must be equal within a batch. `encode`
-    takes the place of the route's own where the shape of the answer depends on the question. `weight` and
-    `timeout` (seconds) take the place of what the headers say, where a dialect has them in the body. `model` is
-    the name of one of several models, for a route that has none of its own.
+    takes the place of the route's own where the shape of the answer depends on the question; `answer` takes the
+    place of both where the answer has headers of its own. `weight` and `timeout` (seconds) take the place of
+    what the headers say, where a dialect has them in the body. `model` names one of several models, for a route
+    that has none of its own.
     """
 
     items: Sequence[bytes]
@@ -58,6 +66,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     encode: Encode | None = None
     weight: float | None = None
     timeout: float | None = None
+    answer: Callable[[Sequence[EncodedJson], Times], Reply] | None = None
     model: str = ""
 
 
@@ -68,8 +77,10 @@ class Route:
     `decode` raises `BadInput`. `encode` takes the results, which are JSON already, and how long the request
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
-    body that begins with `opening`. `model` is there where the path is one model's own. The rest is
-    for the documentation.
+    body that begins with `opening`. `by_head` is there where the headers (lower-case names) say how a body is
+    to be read: it makes of this route the one that reads it, and raises `BadInput`. `media_type` is what it
+    reads beside JSON. `model` is there where the path is one model's own. The rest is for the documentation:
+    `plain` are the statuses whose body may be plain text.
     """
 
     path: str
@@ -84,7 +95,10 @@ class Route:
     error_schema: dict[str, Any]
     choose: Callable[[bytes], Route] | None = None
     opening: bytes = b""
+    by_head: Callable[[Route, Mapping[str, str]], Route] | None = None
+    media_type: str = JSON
     model: str = ""
+    plain: tuple[int, ...] = ()
 
 
 class TextField:

@@ -11,7 +11,7 @@ import msgspec
 from carpool.errors import BadInput, CarpoolError
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
-from carpool.wire.inputs import elements, is_blank, ranked
+from carpool.wire.inputs import TEXT_SCHEMA, elements, is_blank, ranked
 
 _EXPECTED = '{"query": "a text", "documents": ["a text", ...], "top_n": 3}'
 
@@ -83,7 +83,17 @@ RERANK = Route(
         "required": ["query", "documents"],
         "properties": {
             "query": {"type": "string", "minLength": 1, "example": "What is vector search?"},
-            "documents": {"type": "array", "example": ["Finding near vectors.", "A fruit."]},
+            "documents": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "anyOf": [
+                        TEXT_SCHEMA,
+                        {"type": "object", "required": ["text"], "properties": {"text": TEXT_SCHEMA}},
+                    ]
+                },
+                "example": ["Finding near vectors.", "A fruit."],
+            },
             "top_n": {"type": "integer", "minimum": 1},
             "return_documents": {"type": "boolean"},
             "model": {"type": "string"},

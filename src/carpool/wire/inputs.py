@@ -5,16 +5,28 @@ An item stays the JSON that it was, and is decoded only to prove what it is.
 
 from __future__ import annotations
 
+import sys
+from array import array as machine_array
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson, Route
 
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
+# What an item is, for the documentation.
+TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
+IDS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+}
+
 _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
+_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def elements(array: bytes) -> tuple[bytes, ...]:
@@ -47,6 +59,17 @@ def array(results: Sequence[EncodedJson]) -> list[EncodedJson]:
     pieces[:1] = [b"["]
     pieces.append(b"]")
     return pieces
+
+
+def float32(vector: EncodedJson) -> bytes:
+    """A vector as little-endian float32: the only place where a float is parsed."""
+    try:
+        numbers = machine_array("f", _NUMBERS.decode(vector))
+    except (msgspec.DecodeError, OverflowError) as error:
+        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 class _Rank(msgspec.Struct):
@@ -91,6 +114,7 @@ def _together(usual: Route, opening: bytes, routes: Sequence[Route], choose: Cal
         encode=usual.encode,
         encode_error=usual.encode_error,
         statuses=tuple(sorted({status for route in routes for status in route.statuses})),
+        plain=tuple(sorted({status for route in routes for status in route.plain})),
         summary=" Or: ".join(route.summary for route in routes),
         request_schema={"anyOf": [route.request_schema for route in routes]},
         response_schema={"anyOf": [route.response_schema for route in routes]},

@@ -14,6 +14,7 @@ import msgspec
 from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
+from carpool.wire.counting import CountedBody
 from carpool.wire.slices import Body, check_count, decode_reply, is_flat
 from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
@@ -66,8 +67,13 @@ class _Place(msgspec.Struct):
     index: int
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+
+
 class _Places(msgspec.Struct):
     data: list[_Place]
+    usage: _Usage | None = None
 
 
 class _Datum(msgspec.Struct):
@@ -86,8 +92,10 @@ _DATA = msgspec.json.Decoder(_Data)
 def _decode(body: Body, count: int) -> list[EncodedJson]:
     """The vectors in the order of their `index`. What a slice is worth is said in `slices.py`."""
     found = _cut(body)
-    if found is not None and len(found[0]) == len(found[1]) == count:
-        vectors, places = found
+    if found is not None and len(found[0]) == len(found[1].data) == count:
+        vectors, places = found[0], found[1].data
+        if isinstance(body, CountedBody) and found[1].usage is not None:
+            body.tokens = found[1].usage.prompt_tokens or 0
         numbers = [place.embedding for place in places]
         if sorted(numbers) == list(range(count)):
             return _in_order([vectors[number] for number in numbers], [place.index for place in places], count)
@@ -108,7 +116,7 @@ def _in_order(vectors: Sequence[EncodedJson], indices: Sequence[int], count: int
     return results
 
 
-def _cut(body: Body) -> tuple[list[memoryview], list[_Place]] | None:
+def _cut(body: Body) -> tuple[list[memoryview], _Places] | None:
     """The vectors, and what is around them decoded in full with a number in the place of each."""
     for key in (b'"embedding":', b'"embedding": '):
         view, find = memoryview(body), body.find
@@ -126,7 +134,7 @@ def _cut(body: Body) -> tuple[list[memoryview], list[_Place]] | None:
             at = find(b"[", at + 1)
         if vectors:
             try:
-                return vectors, _PLACES.decode(b"".join((*around, view[done:]))).data
+                return vectors, _PLACES.decode(b"".join((*around, view[done:])))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return None
     return None

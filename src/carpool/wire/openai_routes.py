@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from array import array as machine_array
 from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from carpool.errors import BackendError, BadInput, CallerError, CarpoolError, NotFound, Overloaded
+from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overloaded
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
-from carpool.wire.call import Call, CountedJson
-from carpool.wire.inputs import TokenId, elements, is_blank, items_of
+from carpool.wire.call import Call
+from carpool.wire.counting import count_tokens
+from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, float32, is_blank, items_of
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
@@ -34,7 +33,6 @@ class _Written(msgspec.Struct):
 
 _BODY = msgspec.json.Decoder(_Body)
 _WRITTEN = msgspec.json.Decoder(_Written)
-_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
@@ -80,28 +78,15 @@ def _encode(
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
         pieces.append(_as_base64(vector) if base64 else vector)
-    tokens = sum(map(_tokens, items, results))
+    tokens = count_tokens(items, results)
     usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
     pieces += (b'}],"model":', msgspec.json.encode(model), usage)
     return pieces
 
 
-def _tokens(item: bytes, result: EncodedJson) -> int:
-    """As many as the model has run; in front of an upstream 0 for a text, as nobody here has counted them."""
-    if isinstance(result, CountedJson):
-        return result.tokens
-    return len(elements(item)) if item[:1] == b"[" else 0
-
-
 def _as_base64(vector: EncodedJson) -> bytes:
-    """The only place where a float is parsed: little-endian float32, as a JSON string."""
-    try:
-        numbers = machine_array("f", _NUMBERS.decode(vector))
-    except (msgspec.DecodeError, OverflowError) as error:
-        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return b'"' + b2a_base64(numbers, newline=False) + b'"'
+    """As a JSON string."""
+    return b'"' + b2a_base64(float32(vector), newline=False) + b'"'
 
 
 def encode_models(names: Sequence[str]) -> Reply:
@@ -154,7 +139,12 @@ _REQUEST_SCHEMA: dict[str, Any] = {
     "required": ["input"],
     "properties": {
         "input": {
-            "description": "a text, a list of texts, token ids or a list of such",
+            "description": f"a text, a list of texts, token ids or a list of such, {_MOST_INPUTS} at most",
+            "anyOf": [
+                TEXT_SCHEMA,
+                IDS_SCHEMA,
+                *({"type": "array", "minItems": 1, "items": items} for items in (TEXT_SCHEMA, IDS_SCHEMA)),
+            ],
             "example": ["What is vector search?", "What is a batch?"],
         },
         "model": {"type": "string", "example": "default"},

@@ -6,7 +6,7 @@ takes any number of inputs at once: they are spread over as many batches as they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,13 +23,27 @@ from carpool.errors import (
     Unsupported,
     WrongType,
 )
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, error_headers, json_reply
+from carpool.wire.base import Ask, Encode, EncodedJson, Reply, Route, Times, error_headers, json_reply
 from carpool.wire.call import Call, Operation
-from carpool.wire.inputs import TokenId, array, elements, is_blank, is_mixed, items_of, ranked
+from carpool.wire.counting import count_tokens
+from carpool.wire.inputs import (
+    IDS_SCHEMA,
+    TEXT_SCHEMA,
+    TokenId,
+    array,
+    elements,
+    is_blank,
+    is_mixed,
+    items_of,
+    ranked,
+)
 
 PLAIN = "text/plain; charset=utf-8"  # what axum answers before TEI has seen the body
 
 Direction = Literal["Left", "Right", "left", "right"]
+
+
+_COMPUTE = "carpool"  # as `x-compute-type`: what computes is the model's or the upstream's affair
 
 
 class _NotJson(BadInput):
@@ -124,6 +138,8 @@ _INPUTS = msgspec.json.Decoder(_WrittenInputs)
 _TEXTS = msgspec.json.Decoder(_WrittenTexts)
 _SENTENCES = msgspec.json.Decoder(_WrittenSimilarity)
 _IDS = msgspec.json.Decoder(_WrittenIds)
+_JSON = msgspec.json.Decoder()
+_encode_json = msgspec.json.Encoder().encode
 
 
 def _wrong_shape(what: str) -> _WrongShape:
@@ -147,9 +163,10 @@ def _group(operation: Operation, asked: Any, names: Sequence[str], **more: str) 
     """The call with the parameters that were given; `None`, as everywhere, for embeddings without any."""
     given: dict[str, Any] = {name: getattr(asked, name) for name in ("truncate", *names)}
     direction = asked.truncation_direction
+    if operation == "embed" and direction is None and {*given.values()} == {None}:
+        return None
     given["truncation_direction"] = direction.capitalize() if direction else None
-    call = Call.of(operation, **given, **more)
-    return None if operation == "embed" and not call.parameters else call
+    return Call.of(operation, **given, **more)
 
 
 def _ask_inputs(
@@ -224,6 +241,45 @@ def _encode_all(results: Sequence[EncodedJson], seconds: float) -> Sequence[Enco
 
 def _encode_one(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
     return results
+
+
+def _ask_and_tell(decode: Callable[[bytes], Ask], body: bytes) -> Ask:
+    """What a body asks for, to be answered with the headers that tell what it took."""
+    ask = decode(body)
+    return Ask(ask.items, ask.group, ask.encode, answer=partial(_answer, ask, ask.encode or _encode_all))
+
+
+def _answer(ask: Ask, encode: Encode, results: Sequence[EncodedJson], times: Times) -> Reply:
+    """In milliseconds; tokenization is a part of the inference, or the upstream's."""
+    questions = _questions(ask.group)
+    asked = (*ask.items, *questions)
+    total, queued = round(times.total * 1000), round(times.queued * 1000)
+    took = str(total)
+    headers = (
+        ("x-compute-type", _COMPUTE),
+        ("x-compute-time", took),
+        ("x-compute-characters", str(sum([_characters(_JSON.decode(item)) for item in asked]))),
+        ("x-compute-tokens", str(count_tokens(asked, (*results, *questions)))),
+        ("x-total-time", took),
+        ("x-tokenization-time", "0"),
+        ("x-queue-time", str(queued)),
+        ("x-inference-time", str(max(0, total - queued))),
+    )
+    return Reply(200, encode(results, times.total), headers)
+
+
+def _questions(call: Hashable) -> Sequence[bytes]:
+    """What is run beside the items: a rerank's query, the source of a similarity."""
+    if not isinstance(call, Call):
+        return ()
+    return [_encode_json(value) for name, value in call.parameters if name in ("query", "source_sentence")]
+
+
+def _characters(item: Any) -> int:
+    """Those of a text or a pair of texts; a token id counts as one."""
+    if isinstance(item, list):
+        return sum(map(_characters, item))
+    return len(item) if isinstance(item, str) else 1
 
 
 def _encode_ranks(
@@ -311,6 +367,7 @@ def encode_error(error: CarpoolError) -> Reply:
 
 
 _STATUSES = (400, 413, 415, 422, 424, 429, 500, 503)
+_PLAIN_STATUSES = (400, 413, 415, 422)
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error", "error_type"],
@@ -324,8 +381,16 @@ _ERROR_SCHEMA: dict[str, Any] = {
 }
 _INPUTS_SCHEMA = {
     "description": "a text, its token ids, or a list of either",
+    "anyOf": [
+        TEXT_SCHEMA,
+        IDS_SCHEMA,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [TEXT_SCHEMA, IDS_SCHEMA]}},
+    ],
     "example": ["What is vector search?", "What is a batch?"],
 }
+_PAIR_SCHEMA = {"type": "array", "minItems": 2, "maxItems": 2, "items": TEXT_SCHEMA}
+_BATCHED_SCHEMA = {"type": "array", "minItems": 1, "maxItems": 2, "items": TEXT_SCHEMA}
+_TEXT_LIST_SCHEMA = {"type": "array", "minItems": 1, "items": TEXT_SCHEMA}
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}
 _NUMBERS = {"type": "array", "items": {"type": "number"}, "example": [0.91, 0.13]}
 _OPTIONS: dict[str, Any] = {
@@ -348,14 +413,17 @@ def _route(
     decode: Callable[[bytes], Ask],
     request_schema: dict[str, Any],
     response_schema: dict[str, Any],
+    tells: bool = True,
 ) -> Route:
+    """A route, which `tells` in headers what its answer took."""
     return Route(
         path=path,
         payload="text",
-        decode=decode,
+        decode=partial(_ask_and_tell, decode) if tells else decode,
         encode=_encode_all,
         encode_error=encode_error,
         statuses=_STATUSES,
+        plain=_PLAIN_STATUSES,
         summary=summary,
         request_schema=request_schema,
         response_schema=response_schema,
@@ -417,7 +485,11 @@ PREDICT = _route(
     partial(_ask_predict, msgspec.json.Decoder(_Predict)),
     _object(
         ("inputs",),
-        inputs={"description": "a text, a pair, or a list of [text] and pairs", "example": "I like this."},
+        inputs={
+            "description": "a text, a pair, or a list of [text] and pairs",
+            "anyOf": [TEXT_SCHEMA, _PAIR_SCHEMA, {"type": "array", "minItems": 1, "items": _BATCHED_SCHEMA}],
+            "example": "I like this.",
+        },
         **_OPTIONS,
         raw_scores={"type": "boolean"},
     ),
@@ -430,7 +502,7 @@ RERANK = _route(
     _object(
         ("query", "texts"),
         query={"type": "string", "minLength": 1, "example": "What is vector search?"},
-        texts={"type": "array", "items": {"type": "string"}, "example": ["Finding near vectors.", "A fruit."]},
+        texts=_TEXT_LIST_SCHEMA | {"example": ["Finding near vectors.", "A fruit."]},
         **_OPTIONS,
         raw_scores={"type": "boolean"},
         return_text={"type": "boolean"},
@@ -446,7 +518,7 @@ SIMILARITY = _route(
         inputs=_object(
             ("source_sentence", "sentences"),
             source_sentence={"type": "string", "minLength": 1, "example": "What is vector search?"},
-            sentences={"type": "array", "items": {"type": "string"}, "example": ["Near vectors.", "A fruit."]},
+            sentences=_TEXT_LIST_SCHEMA | {"example": ["Near vectors.", "A fruit."]},
         ),
         parameters=_object((), **_OPTIONS, prompt_name={"type": "string"}),
     ),
@@ -458,10 +530,15 @@ TOKENIZE = _route(
     partial(_ask_tokenize, msgspec.json.Decoder(_Tokenize)),
     _object(
         ("inputs",),
-        inputs={"description": "a text or a list of texts", "example": "What is vector search?"},
+        inputs={
+            "description": "a text or a list of texts",
+            "anyOf": [TEXT_SCHEMA, _TEXT_LIST_SCHEMA],
+            "example": "What is vector search?",
+        },
         add_special_tokens={"type": "boolean", "default": True},
     ),
     _array(_array(_TOKENS)),
+    tells=False,
 )
 DECODE = _route(
     "/decode",
@@ -469,8 +546,13 @@ DECODE = _route(
     partial(_ask_decode, msgspec.json.Decoder(_Decode)),
     _object(
         ("ids",),
-        ids={"description": "token ids or a list of such", "example": [101, 7592, 102]},
+        ids={
+            "description": "token ids or a list of such",
+            "anyOf": [IDS_SCHEMA, {"type": "array", "minItems": 1, "items": IDS_SCHEMA}],
+            "example": [101, 7592, 102],
+        },
         skip_special_tokens={"type": "boolean", "default": True},
     ),
     _array({"type": "string", "example": "hello"}),
+    tells=False,
 )

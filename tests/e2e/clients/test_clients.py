@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -73,9 +72,9 @@ def test_openai_reads_our_errors_and_models(server: RunningServer) -> None:
         assert "default" in [model.id for model in client.models.list()]
 
 
-def test_usage_counts_the_callers_own_tokens(model_server: RunningServer) -> None:
-    """By the tokenizer of the local model, the two special tokens included."""
-    with openai_client(model_server) as client:
+def test_usage_counts_the_callers_own_tokens(server: RunningServer) -> None:
+    """By the tokenizer of the model, the two special tokens included; through a proxy as well."""
+    with openai_client(server) as client:
         usage = client.embeddings.create(input=["hello world", "hello"], model="default").usage
     assert (usage.prompt_tokens, usage.total_tokens) == (7, 7)
 
@@ -91,8 +90,9 @@ def test_hugging_face_features_and_similarity(server: RunningServer) -> None:
     assert near > far
 
 
-def test_triton_infers_texts(server: RunningServer) -> None:
-    """With JSON tensors; it asks for health and metadata first, as its users do."""
+@pytest.mark.parametrize("binary", [False, True])
+def test_triton_infers_texts(server: RunningServer, binary: bool) -> None:
+    """With JSON tensors or binary ones; it asks for health and metadata first, as its users do."""
     tritonclient = pytest.importorskip("tritonclient.http")
     import numpy as np
 
@@ -102,36 +102,14 @@ def test_triton_infers_texts(server: RunningServer) -> None:
     assert client.is_model_ready("default")
     assert client.get_model_metadata("default")["inputs"][0]["datatype"] == "BYTES"
     tensor = tritonclient.InferInput("text", [2, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([["a cat"], ["a dog"]], dtype=object), binary_data=False)
-    wanted = [tritonclient.InferRequestedOutput("embedding", binary_data=False)]
+    tensor.set_data_from_numpy(np.array([["a cat"], ["a dog"]], dtype=object), binary_data=binary)
+    wanted = [tritonclient.InferRequestedOutput("embedding", binary_data=binary)]
     result = client.infer("default", [tensor], outputs=wanted, request_id="7")
     vectors = result.as_numpy("embedding")
     assert vectors.shape == (2, 384)
+    assert vectors.dtype == np.float32
     assert result.get_response()["id"] == "7"
+    assert ("data" in result.get_output("embedding")) is not binary
     expected = own_vectors(server, ["a cat", "a dog"])
     assert all(close(row.tolist(), own) for row, own in zip(vectors, expected, strict=True))
     client.close()
-
-
-def test_all_of_them_at_once_in_one_queue(server: RunningServer) -> None:
-    """Each dialect, from many threads: everybody gets their own vector."""
-    expected = own_vectors(server, TEXTS)
-
-    def ask(number: int) -> Any:
-        text = TEXTS[number % len(TEXTS)]
-        match number % 4:
-            case 0:
-                return server.client.post("/embed", json={"input": text}).json()["embedding"]
-            case 1:
-                return server.client.post("/embed", json={"inputs": text}).json()[0]
-            case 2:
-                return server.client.post("/v1/embeddings", json={"input": text}).json()["data"][0]["embedding"]
-            case _:
-                tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
-                reply = server.client.post("/v2/models/default/infer", json={"inputs": [tensor]})
-                return reply.json()["outputs"][0]["data"]
-
-    with ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(ask, range(256)))
-    for number, answer in enumerate(answers):
-        assert close(answer, expected[number % len(TEXTS)]), number

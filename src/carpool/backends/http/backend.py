@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 from carpool.backends.http.discovery import assumed, discover
 from carpool.backends.http.ordinary import ProxiedPool, Questions, is_behind_proxy
 from carpool.backends.http.pool import CannotConnect, Pool
-from carpool.backends.http.reply import Response
+from carpool.backends.http.reply import TOKENS, Response
 from carpool.backends.http.target import Target
 from carpool.core.replica import Capacity
 from carpool.errors import BackendError, BadInput, BatchTooLarge, CarpoolError, Unavailable, Unreachable
 from carpool.wire.base import JSON, EncodedJson
 from carpool.wire.call import EMBED, Call
+from carpool.wire.counting import CountedBody
 from carpool.wire.upstream import (
     Description,
     Exchange,
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 _TROUBLED_SECONDS = 0.5  # between two looks at an upstream that is in trouble
 _WELL_SECONDS = 10.0  # and at one that was well and has nothing to do
 _LONGEST_RETRY_AFTER = 86_400  # seconds: who says more does not know
+_MOST_DIGITS = 18  # of a number of tokens: more than that is none
 _LARGEST_REPLY = 256 * 1024**2  # bytes: 1000 vectors of 4096 numbers are a fifth of that
 _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query makes a kind of its own
 
@@ -162,6 +164,9 @@ class HttpBackend:
             self._in_flight -= 1
         if response.status != 200:
             raise self._refusal(response)
+        if isinstance(response.body, CountedBody):
+            response.body.items = items
+            response.body.tokens = _count(response.headers.get(TOKENS, ""))
         results = prepared.exchange.decode(response.body, len(items))
         self._was_heard = True
         if self._trouble is not None:
@@ -251,6 +256,11 @@ class HttpBackend:
             self._is_described = True
             self._on_change()
         self._set_trouble(None)
+
+
+def _count(tokens: str) -> int:
+    """What a header says that is a count, or 0."""
+    return int(tokens) if tokens.isdecimal() and len(tokens) < _MOST_DIGITS else 0
 
 
 def _seconds(retry_after: str | None) -> int | None:

@@ -12,8 +12,16 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from carpool.backends.http.reply import NO_HEADERS, ReplyParser, Response, plain_length, too_large
+from carpool.backends.http.reply import (
+    NO_HEADERS,
+    ReplyParser,
+    Response,
+    plain_headers,
+    plain_length,
+    too_large,
+)
 from carpool.errors import BackendError, CarpoolError, Unreachable
+from carpool.wire.counting import CountedBody
 
 _HEAD_BYTES = 4096  # a head that is larger is read in the ordinary way; small, since a body's start is copied
 _CHUNK_BYTES = 65_536  # read at a time in the ordinary way
@@ -36,7 +44,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reusable = True
         self._is_early = False  # whether the reply has begun before the request had left
         self._parser: ReplyParser | None = None  # while a reply is read in the ordinary way
-        self._body: bytearray | None = None  # while a plain reply's body is read
+        self._body: CountedBody | None = None  # while a plain reply's body is read
+        self._headers = NO_HEADERS  # of that reply
         self._head_buffer = memoryview(bytearray(_HEAD_BYTES))
         self._buffer = self._head_buffer  # where the next bytes go, from `_filled` on
         self._filled = 0
@@ -79,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self._filled += nbytes
         if self._body is not None:
             if self._filled == len(self._body):
-                self._finish(Response(200, NO_HEADERS, self._body))
+                self._finish(Response(200, self._headers, self._body))
         elif self._reply is None or self._reply.done():
             self.abort()  # nobody asked
         else:
@@ -121,6 +130,7 @@ class Connection(asyncio.BufferedProtocol):
             return  # there is more to come
         length = plain_length(data[:end]) if end >= 4 and not self._is_early else None
         if length is not None:
+            self._headers = plain_headers(data[:end])
             self._read_body(length, data[end:])
             return
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -133,10 +143,10 @@ class Connection(asyncio.BufferedProtocol):
             raise too_large(self._largest)
         if len(start) > length:
             self._reusable = False  # something follows: the reply is whole, the connection is not to be trusted
-        body = bytearray(length)
+        body = CountedBody(length)
         body[: len(start)] = start[:length]
         if len(start) >= length:
-            self._finish(Response(200, NO_HEADERS, body))
+            self._finish(Response(200, self._headers, body))
         else:
             self._body, self._buffer, self._filled = body, memoryview(body), len(start)
 

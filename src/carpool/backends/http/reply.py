@@ -14,15 +14,18 @@ from typing import NamedTuple
 import httptools
 
 from carpool.errors import BackendError, Unreachable
+from carpool.wire.counting import CountedBody
 
 _LONGEST_HEAD = 65_536  # bytes of headers, as nginx and others bound them
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # zlib looks for itself which of the two it is
+
+TOKENS = "x-compute-tokens"  # of the whole batch, as Text Embeddings Inference tells it
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Response(NamedTuple):
-    """A whole reply. Header names are in lower case; those of a plain reply are of no interest to anybody."""
+    """A whole reply. Header names are in lower case; of a plain reply only the one that is of interest."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,6 +53,15 @@ def plain_length(head: bytes) -> int | None:
         return None
     digits = lower[at + 17 : lower.find(b"\r\n", at + 17)].strip(b" \t")
     return int(digits) if digits.isdigit() else None
+
+
+def plain_headers(head: bytes) -> Mapping[str, str]:
+    """What a plain reply says of the tokens that it took, if it does."""
+    lower = head.lower()
+    at = lower.find(b"\r\n" + TOKENS.encode() + b":")
+    if at < 0:
+        return NO_HEADERS
+    return {TOKENS: lower[lower.find(b":", at) + 1 : lower.find(b"\r\n", at + 2)].decode("latin-1").strip()}
 
 
 class ReplyParser:
@@ -92,7 +104,7 @@ class ReplyParser:
 
     def _start(self) -> None:
         self._headers: dict[str, str] = {}
-        self._body = bytearray()
+        self._body = CountedBody()
         self._has_head = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
