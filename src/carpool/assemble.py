@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.process.parent import ProcessBackend
+from carpool.backends.process.placement import places
 from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
@@ -112,7 +115,8 @@ def _serve(
         max_in_flight=settings.max_concurrent_workers,
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
-        batch_timeout=settings.batch_timeout_ms / 1000,
+        # A worker process sees to that itself, from when it has the batch, and not while it is being replaced.
+        batch_timeout=settings.batch_timeout_ms / 1000 if settings.inference_url else None,
         patience=settings.upstream_patience_ms / 1000 if settings.inference_url else _WORKER_PATIENCE,
     )
     batcher = Batcher(
@@ -140,5 +144,19 @@ def _title(upstreams: Sequence[HttpBackend]) -> str:
 def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
     directory = model_directory(settings)
     title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
-    arguments = {"directory": str(directory), "engine": settings.engine}
-    return [ProcessBackend(_LOADER, arguments)], title
+    return _workers(_LOADER, {"directory": str(directory), "engine": settings.engine}, settings), title
+
+
+def _workers(loader: str, arguments: dict[str, Any], settings: ModelSettings) -> list[ProcessBackend]:
+    """A worker process for each replica."""
+    cores = sorted(os.sched_getaffinity(0)) if settings.pin_cores and hasattr(os, "sched_getaffinity") else []
+    return [
+        ProcessBackend(
+            loader,
+            arguments,
+            place,
+            batch_timeout=settings.batch_timeout_ms / 1000,
+            max_memory=settings.max_memory_mb << 20 or None,
+        )
+        for place in places(settings.replicas, settings.devices, cores)
+    ]

@@ -122,10 +122,11 @@ class Service:
 
     def health(self) -> Reply:
         """The reply to `GET /health`."""
-        upstreams = [_state(each) for model in self.models for each in model.batcher.replicas()]
-        return native.encode_health(
-            self.trouble(), int(time.time()), upstreams if self.passthrough is not None else ()
-        )
+        states = [_state(each) for model in self.models for each in model.batcher.replicas()]
+        now = int(time.time())
+        if self.passthrough is not None:
+            return native.encode_health(self.trouble(), now, upstreams=states)
+        return native.encode_health(self.trouble(), now, replicas=states if len(states) > 1 else ())
 
     def serves(self, name: str) -> bool:
         """Whether a model's name means what is served here. One local model answers to any name."""

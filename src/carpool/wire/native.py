@@ -23,19 +23,27 @@ def encode_error(error: CarpoolError) -> Reply:
 
 
 def encode_health(
-    trouble: str | None, timestamp: int, upstreams: Sequence[tuple[str, str | None]] = ()
+    trouble: str | None,
+    timestamp: int,
+    upstreams: Sequence[tuple[str, str | None]] = (),
+    replicas: Sequence[tuple[str, str | None]] = (),
 ) -> Reply:
-    """The reply to `GET /health`: 200, or 503 with the reason; `upstreams` are names, each with its trouble."""
+    """The reply to `GET /health`: 200, or 503 with the reason.
+
+    `upstreams` are URLs, `replicas` the names of worker processes, each with its trouble.
+    """
     body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
     if upstreams:
-        body["upstreams"] = [_upstream_health(name, reason) for name, reason in upstreams]
+        body["upstreams"] = [_state_of("url", *each) for each in upstreams]
+    if replicas:
+        body["replicas"] = [_state_of("name", *each) for each in replicas]
     if trouble is None:
         return json_reply(body)
     return json_reply(body | {"status": "unhealthy", "reason": trouble}, 503)
 
 
-def _upstream_health(name: str, reason: str | None) -> dict[str, str]:
-    well = {"url": name, "status": "healthy"}
+def _state_of(kind: str, name: str, reason: str | None) -> dict[str, str]:
+    well = {kind: name, "status": "healthy"}
     return well if reason is None else well | {"status": "unhealthy", "reason": reason}
 
 

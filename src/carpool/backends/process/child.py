@@ -7,17 +7,22 @@ loop. Run as `python -m carpool.backends.process.child FD`.
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from carpool.backends.process import frames
-from carpool.errors import BadInput, CarpoolError, Unsupported
+from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import CountedJson
+
+# C++'s own words, CUDA's, and ONNX Runtime's.
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
 
 
 class Model(Protocol):
@@ -46,7 +51,9 @@ def serve(connection: socket.socket) -> None:
         if not isinstance(request, frames.Load):
             return
         try:
-            model = load(request.loader, request.arguments)
+            if request.cores:  # before anything is imported that counts them
+                os.sched_setaffinity(0, request.cores)
+            model = load(request.loader, request.arguments, request.device)
         except Exception as error:
             connection.sendall(frames.encode(_refusal(error)))
             return
@@ -55,11 +62,21 @@ def serve(connection: socket.socket) -> None:
             connection.sendall(frames.encode(answer(model, request)))
 
 
-def load(loader: str, arguments: dict[str, Any]) -> Model:
-    """Import "module:function" and call it."""
-    module, _, function = loader.partition(":")
-    model: Model = getattr(importlib.import_module(module), function)(**arguments)
+def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:
+    """Import "module:function" and call it; with the device, where it takes one."""
+    module, _, name = loader.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if _takes_device(function):
+        arguments = {**arguments, "device": device} if device else arguments
+    elif device not in ("", "cpu"):
+        raise ModelError(f"the model cannot run on {device}", "it runs on the CPU; leave out `devices`")
+    model: Model = function(**arguments)
     return model
+
+
+def _takes_device(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(each.name == "device" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def answer(model: Model, batch: frames.Run) -> frames.FromChild:
@@ -70,7 +87,14 @@ def answer(model: Model, batch: frames.Run) -> frames.FromChild:
     except Unsupported as error:
         return frames.Rejected(batch.number, error.message, error.detail)
     except Exception as error:
-        return frames.Failed(batch.number, type(error).__name__, str(error))
+        return frames.Failed(batch.number, type(error).__name__, str(error), _is_out_of_memory(error))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error and numpy's, torch's, and what native libraries say who have no type for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _answer(number: int, results: Sequence[bytes | BadInput]) -> frames.Answer:

@@ -15,10 +15,15 @@ LENGTH_BYTES = 4
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
-    """To the child, first and once: import `loader` ("module:function") and call it with `arguments`."""
+    """To the child, first and once: import `loader` ("module:function") and call it with `arguments`.
+
+    The model is to run on `device`, where one is named, and the process on these cores alone, where some are.
+    """
 
     loader: str
     arguments: dict[str, Any]
+    device: str = ""
+    cores: list[int] = []
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -67,11 +72,12 @@ class Rejected(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """From the child: the batch `number` failed whole with an exception of this kind."""
+    """From the child: the batch `number` failed whole with an exception of this kind, perhaps for its size."""
 
     number: int
     kind: str
     message: str
+    is_too_large: bool = False
 
 
 ToChild = Load | Run
