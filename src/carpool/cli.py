@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from carpool.assemble import assemble_both, model_directory
+from carpool.assemble import assemble_both
 from carpool.config import (
     DEFAULT_FILE,
     MODEL_SETTINGS,
@@ -129,7 +129,7 @@ def _pull(settings: ModelSettings) -> None:
     """Fetch a catalogue model behind a progress bar."""
     total = models.total_bytes(CATALOG[settings.model])
     with click.progressbar(length=total, label=f"pulling {settings.model}", file=sys.stderr) as bar:
-        model_directory(settings, lambda done: bar.update(done - bar.pos))
+        models.pull(CATALOG[settings.model], lambda done: bar.update(done - bar.pos))
 
 
 def _banner(host: str, port: int, service: Service) -> str:

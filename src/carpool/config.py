@@ -93,7 +93,7 @@ class ModelSettings:
 
     model: str = _setting(
         DEFAULT_MODEL,
-        "A catalogue name, or a directory with model.onnx and tokenizer.json.",
+        "A catalogue name, a directory with model.onnx and tokenizer.json, or package.module:name.",
         aliases=(Alias("MODEL_PATH"),),
     )
     inference_url: tuple[str, ...] = _setting(

@@ -141,7 +141,7 @@ class ProcessBackend:
             self._batches += 1
             number = self._batches
             try:
-                reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]", call))
+                reply = await worker.ask(frames.run(number, items, call))
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or it hangs, or nobody wants its answer: only a new one is sure to be idle. The
                 # next batch must wait for that one, and not fail on this one before its end is noticed.
@@ -241,4 +241,6 @@ def _paired(answer: frames.Answer) -> list[Any]:
         results[place].tokens = tokens
     for place, message in answer.refused.items():
         results[place] = BadInput(message)
+    for place, message in answer.failed.items():
+        results[place] = BackendError("the model failed on this input", message)
     return results
