@@ -30,5 +30,7 @@ def test_a_python_name_is_looked_for_from_the_current_folder(
 @pytest.mark.parametrize("spec", ["no-such", "a b:c", "module:", "/no/such/folder"])
 def test_anything_else_is_refused_with_what_is_allowed(spec: str) -> None:
     """Nothing is imported to find out."""
-    with pytest.raises(ModelError, match=r"is neither a catalogue name .*allowed: minilm, a directory"):
+    with pytest.raises(
+        ModelError, match=r"is no name, directory, file or Python .*allowed: minilm, a directory"
+    ):
         resolve(spec)

@@ -52,15 +52,18 @@ def read(item: bytes, numbers: str | None = None) -> Any:
     return _image(body)
 
 
-def conform(value: Any, shape: Shape, dtype: str) -> Array:
-    """An array of this shape and type; flat numbers are put into shape. Raises `BadInput` that names it."""
+def conform(value: Any, shape: Shape | None, dtype: str) -> Array:
+    """An array of this shape and type; flat numbers are put into shape. Raises `BadInput` that names it.
+
+    Without a shape it may be any, as long as its rows are all alike.
+    """
     import numpy as np
 
     try:
         array = np.asarray(value, dtype=dtype)
     except (ValueError, TypeError):  # rows of different lengths, or no numbers
         raise BadInput("the input is not a tensor of numbers", _wanted(shape, dtype)) from None
-    if _fits(array.shape, shape):
+    if shape is None or _fits(array.shape, shape):
         return array
     if array.ndim == 1 and None not in shape and array.size == prod(size or 1 for size in shape):
         return array.reshape([size or 1 for size in shape])
@@ -73,7 +76,9 @@ def _fits(given: tuple[int, ...], wanted: Shape) -> bool:
     )
 
 
-def _wanted(shape: Shape, dtype: str) -> str:
+def _wanted(shape: Shape | None, dtype: str) -> str:
+    if shape is None:
+        return f"expected {dtype}, in rows of equal lengths"
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
     return f"expected {dtype} of the shape [{sizes}]" + ("" if None in shape else ", or as many flat numbers")
 

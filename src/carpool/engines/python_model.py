@@ -10,7 +10,7 @@ What it may have, all of it optional but one of the first three:
     preprocess(input)       one input as its caller sent it, to what `predict` takes; in a thread
     postprocess(result)     one result of `predict`, to what its caller gets; in a thread
     input_shape             a tuple: each input is to be an array of this shape; None where a size may be any
-    input_dtype             and of this type; float32 if it does not say
+    input_dtype             and of this type; float32 if it does not say. Alone: an array of any shape
     collate(inputs)         inputs of one shape, to what `predict` takes
 
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
@@ -46,7 +46,8 @@ class PythonModel:
     def __init__(self, model: Any, name: str) -> None:
         self._model = model
         self._shape: payloads.Shape | None = getattr(model, "input_shape", None)
-        self._dtype: str = getattr(model, "input_dtype", "float32")
+        # What it is to get as arrays; None for JSON's own values.
+        self._dtype: str | None = getattr(model, "input_dtype", None if self._shape is None else "float32")
         self._preprocess = getattr(model, "preprocess", None)
         self._postprocess = getattr(model, "postprocess", None)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
@@ -98,10 +99,10 @@ class PythonModel:
 
     def _read(self, item: bytes) -> Any:
         try:
-            value = payloads.read(item, None if self._shape is None else self._dtype)
+            value = payloads.read(item, self._dtype)
             if self._preprocess is not None:
                 value = self._preprocess(value)
-            return value if self._shape is None else payloads.conform(value, self._shape, self._dtype)
+            return value if self._dtype is None else payloads.conform(value, self._shape, self._dtype)
         except Exception as error:
             return results.blamed(error)
 

@@ -5,7 +5,6 @@ It joins the parts and knows none of their libraries but numpy: which one comput
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from carpool.engines import grouping, pooling
-from carpool.engines.base import EngineInfo, Session, Sessions
+from carpool.engines.base import EngineInfo, Session, Sessions, available_cores
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
 from carpool.wire.call import EMBED, Call, CountedJson, Scalar
@@ -202,11 +201,6 @@ def load(directory: str | Path, engine: EngineName = "auto", threads: int = 0) -
     embedding = TextEmbedding(tokenizer, pool, sessions, info)
     embedding.warmup()
     return embedding
-
-
-def available_cores() -> int:
-    """How many cores this process may use: its affinity where the platform has one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: TextTokenizer) -> tuple[Ints, Ints]:

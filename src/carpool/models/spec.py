@@ -10,15 +10,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 from carpool.errors import ModelError
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
 
-_TEXT = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
+# By name: only the worker process imports an engine.
+_TEXT = "carpool.engines.text_embedding:load"
 _PYTHON = "carpool.engines.python_model:load"
+_ONNX = "carpool.engines.tensor_files:load_onnx"
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_ALLOWED = (
+    f"allowed: {', '.join(CATALOG)}, a directory with model.onnx and tokenizer.json, a file "
+    "(.onnx), or package.module:name"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +39,39 @@ class LocalModel:
 
 
 def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda done: None) -> LocalModel:
-    """The model that a SPEC means; a catalogue model is pulled if it is not here yet. Raises `ModelError`."""
-    if spec in CATALOG:
-        return _embedding(pull.pull(CATALOG[spec], progress), engine, CATALOG[spec].title)
-    path = Path(spec).expanduser()
+    """The model that a SPEC means; a catalogue model is pulled if it is not here yet. Raises `ModelError`.
+
+    Behind a question mark a SPEC may have options: `model.onnx?image=imagenet`.
+    """
+    name, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    path = Path(name).expanduser()
+    if name in CATALOG:
+        _only(spec, options, ())
+        return _embedding(pull.pull(CATALOG[name], progress), engine, CATALOG[name].title)
     if path.is_dir():
+        _only(spec, options, ())
         return _embedding(path.resolve(), engine, str(path.resolve()))
-    if _TARGET.fullmatch(spec):
-        return LocalModel(_PYTHON, {"target": spec, "folder": os.getcwd()}, spec, "data")
-    raise ModelError(
-        f"model {spec!r} is neither a catalogue name nor a directory nor Python",
-        f"allowed: {', '.join(CATALOG)}, a directory with model.onnx and tokenizer.json, package.module:name",
-    )
+    if path.is_file() and path.suffix in _FILES:
+        loader, allowed = _FILES[path.suffix]
+        _only(spec, options, allowed)
+        return LocalModel(loader, {"path": str(path.resolve()), "engine": engine} | options, path.name, "data")
+    if _TARGET.fullmatch(name):
+        _only(spec, options, ())
+        return LocalModel(_PYTHON, {"target": name, "folder": os.getcwd()}, name, "data")
+    raise ModelError(f"model {spec!r} is no name, directory, file or Python that is known", _ALLOWED)
+
+
+# By its suffix: what loads a file, and the options that this takes.
+_FILES: dict[str, tuple[str, tuple[str, ...]]] = {".onnx": (_ONNX, ("image",))}
+
+
+def _only(spec: str, options: dict[str, str], allowed: tuple[str, ...]) -> None:
+    for option in options:
+        if option not in allowed:
+            raise ModelError(
+                f"model {spec!r}: {option} is not known", f"allowed: {', '.join(allowed) or 'none'}"
+            )
 
 
 def _embedding(directory: Path, engine: str, title: str) -> LocalModel:
