@@ -27,7 +27,7 @@ DEFAULT_FILE = Path("config.toml")
 DEFAULT_MODEL = "minilm"
 DEFAULT_NAME = "default"  # of the one model that the flat keys describe
 
-ENGINES = ("auto", "openvino", "onnxruntime")
+ENGINES = ("auto", "openvino", "onnxruntime", "torch")
 
 
 class Alias(NamedTuple):

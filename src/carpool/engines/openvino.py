@@ -88,6 +88,18 @@ def open_network(model: Any, threads: int) -> OpenVinoNetwork:
     return OpenVinoNetwork(compiled)
 
 
+def convert_network(module: Any, example: Any, name: str, threads: int) -> OpenVinoNetwork:
+    """Compile a PyTorch module that takes a tensor such as `example`, in batches of any size."""
+    try:
+        model = openvino.convert_model(module, example_input=example, input=[-1, *example.shape[1:]])
+    except Exception as error:  # the converter raises what it pleases
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{name} cannot be converted to OpenVINO", f'{reason}; serve it with engine = "torch"'
+        ) from error
+    return open_network(model, threads)
+
+
 def _engine() -> str:
     return f"openvino {openvino.__version__.partition('-')[0]}"
 

@@ -21,10 +21,15 @@ _TEXT = "carpool.engines.text_embedding:load"
 _PYTHON = "carpool.engines.python_model:load"
 _ONNX = "carpool.engines.tensor_files:load_onnx"
 
+_TORCH = "carpool.engines.torch_files:load"
+_VISION = "carpool.engines.vision:load"
+
+_TORCH_OPTIONS = ("bf16", "compile")
+_CLASSIFIER = re.compile(r"torchvision:(\w+)|(resnet(?:18|34|50|101|152))")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _ALLOWED = (
-    f"allowed: {', '.join(CATALOG)}, a directory with model.onnx and tokenizer.json, a file "
-    "(.onnx), or package.module:name"
+    f"allowed: {', '.join(CATALOG)}, a directory with model.onnx and tokenizer.json, "
+    "a file (.onnx, .pt, .pt2), resnet18, torchvision:NAME, package.module:name"
 )
 
 
@@ -56,6 +61,10 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
         loader, allowed = _FILES[path.suffix]
         _only(spec, options, allowed)
         return LocalModel(loader, {"path": str(path.resolve()), "engine": engine} | options, path.name, "data")
+    if (classifier := _CLASSIFIER.fullmatch(name)) is not None:
+        _only(spec, options, (*_TORCH_OPTIONS, "weights"))
+        arguments = {"name": classifier[1] or classifier[2], "engine": engine} | options
+        return LocalModel(_VISION, arguments, spec, "data")
     if _TARGET.fullmatch(name):
         _only(spec, options, ())
         return LocalModel(_PYTHON, {"target": name, "folder": os.getcwd()}, name, "data")
@@ -63,7 +72,11 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
 
 
 # By its suffix: what loads a file, and the options that this takes.
-_FILES: dict[str, tuple[str, tuple[str, ...]]] = {".onnx": (_ONNX, ("image",))}
+_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    ".onnx": (_ONNX, ("image",)),
+    ".pt": (_TORCH, ("shape", "image", *_TORCH_OPTIONS)),
+    ".pt2": (_TORCH, ("image", *_TORCH_OPTIONS)),
+}
 
 
 def _only(spec: str, options: dict[str, str], allowed: tuple[str, ...]) -> None:
