@@ -32,15 +32,21 @@ def convert(module: Any, network: TorchNetwork, name: str) -> OpenVinoNetwork:
     batch = random.standard_normal((_ROWS, *[size or 1 for size in shape])).astype(network.dtype)
     example = torch.from_numpy(batch[:2])  # two: a batch of one would be frozen as 1
     ours = convert_network(module, example, name, available_cores())
-    off = difference(network.run(batch), ours.run(batch))
+    off = refuse_difference(network.run(batch), ours.run(batch), name)
+    ours.shape = shape
+    ours.engine += f", from torch (off by {off:.2g})"
+    return ours
+
+
+def refuse_difference(expected: Any, given: Any, name: str) -> float:
+    """How far the outputs are off; raises `ModelError` where that is too far."""
+    off = difference(expected, given)
     if not off <= _MOST_OFF:
         raise ModelError(
             f"{name} on OpenVINO differs from torch by {off:.3g} of the output",
             f'allowed: {_MOST_OFF}; serve it with engine = "torch"',
         )
-    ours.shape = shape
-    ours.engine += f", from torch (off by {off:.2g})"
-    return ours
+    return off
 
 
 def difference(expected: Any, given: Any) -> float:

@@ -28,7 +28,7 @@ _TORCH_OPTIONS = ("bf16", "compile")
 _CLASSIFIER = re.compile(r"torchvision:(\w+)|(resnet(?:18|34|50|101|152))")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _ALLOWED = (
-    f"allowed: {', '.join(CATALOG)}, a directory with model.onnx and tokenizer.json, "
+    f"allowed: {', '.join(CATALOG)}, a directory with tokenizer.json and model.onnx or safetensors, "
     "a file (.onnx, .pt, .pt2), resnet18, torchvision:NAME, package.module:name"
 )
 
