@@ -1,4 +1,4 @@
-"""The command line: `carpool serve`, `carpool pull`, `carpool config`.
+"""The command line: `carpool serve`, `carpool pull`, `carpool check`, `carpool config`.
 
 It reads flags and prints; what happens is decided elsewhere. Every setting has a flag of its own name.
 """
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import click
 
 from carpool.assemble import assemble_both
+from carpool.check import TOLERANCE, check
 from carpool.config import (
     DEFAULT_FILE,
+    ENGINES,
     MODEL_SETTINGS,
     SERVER_SETTINGS,
     Config,
@@ -29,6 +31,7 @@ from carpool.config import (
 from carpool.errors import CarpoolError, ConfigError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
+from carpool.models.spec import resolve
 from carpool.observe.log import configure_logging
 from carpool.reload import Reload
 from carpool.server.run import listen, serve
@@ -103,6 +106,24 @@ def pull_command(name: str) -> None:
         if not models.is_cached(model):
             _pull(ModelSettings(model=name))
         click.echo(f"{model.name}: {model.title} ({model.licence})\n{models.location(model)}")
+
+
+@main.command("check")
+@click.argument("model")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What runs the model.")
+@click.option("--input", "files", type=Path, multiple=True, help="Inputs: JSON lines, .npy, JPEG or PNG.")
+@click.option("--tolerance", type=float, default=TOLERANCE, show_default=True, help="The most that may differ.")
+def check_command(model: str, engine: str, files: tuple[Path, ...], tolerance: float) -> None:
+    """Whether a model answers in a batch what it answers alone, and how long its batches take.
+
+    It runs at several batch sizes and paddings; exit status 1 where an answer differs or fails.
+    """
+    with _one_line_errors():
+        report = check(resolve(model, engine), files, tolerance=tolerance)
+    click.echo("\n".join(report.lines()))
+    for fault in report.faults:
+        click.echo(f"carpool: {fault}", err=True)
+    sys.exit(1 if report.faults else 0)
 
 
 @main.command("config")

@@ -93,7 +93,7 @@ class ModelSettings:
 
     model: str = _setting(
         DEFAULT_MODEL,
-        "A catalogue name, a directory, a file, resnet18, torchvision:NAME or package.module:name: docs/models.md.",
+        "A catalogue name, a directory, a file, torchvision:NAME or package.module:name: see docs/models.md.",
         aliases=(Alias("MODEL_PATH"),),
     )
     inference_url: tuple[str, ...] = _setting(

@@ -55,6 +55,7 @@ class PythonModel:
         self.info = {
             "engine": getattr(model, "engine", "python"),
             "inputs": name,
+            "can": self._can,
             "dimensions": int(getattr(model, "dimensions", -1)),
             "max_tokens": int(getattr(model, "max_tokens", 0)),
             "input_shape": None if self._shape is None else list(self._shape),
