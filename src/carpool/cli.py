@@ -161,7 +161,10 @@ def _banner(host: str, port: int, service: Service) -> str:
     lines += [f"  where   {where} (docs at /docs, numbers at /metrics)"]
     for model in service.models:
         lines += [f"  model   {model.title}", f"  policy  {model.batcher.policy}"]
-    lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
+    if any(model.takes == "data" for model in service.models):
+        lines += [f"  try     curl {reachable}/predict {header} -d '{{\"data\": ...}}'"]
+    else:
+        lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
     return "\n".join(lines)
 
 
