@@ -57,7 +57,6 @@ class Company:
 class Report:
     """What was found. `times` are the seconds of a batch by its size."""
 
-    inputs: int
     tolerance: float
     companies: list[Company] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
@@ -100,7 +99,7 @@ def check(
     def run(items: Sequence[Any]) -> Sequence[bytes | Exception]:
         return model.run(items) if call is EMBED else model.run(items, call)  # type: ignore[call-arg]
 
-    report = Report(len(inputs), tolerance)
+    report = Report(tolerance)
     compare(run, inputs, sizes, report)
     report.times = measure(run, _alike(inputs), sizes)
     return report

@@ -66,6 +66,12 @@ def test_what_cannot_be_read_is_refused_in_the_dialect_of_predict(scale: Running
     assert "allowed: application/json, application/octet-stream, application/x-npy" in error["detail"]
 
 
+def test_the_documentation_has_the_content_types(scale: RunningServer) -> None:
+    """Whoever reads `/docs` finds that tensors and images may be sent as they are."""
+    described = scale.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert {"application/json", "application/octet-stream", "application/x-npy", "image/jpeg"} <= set(described)
+
+
 def test_a_route_that_the_model_has_no_method_for_says_so(scale: RunningServer) -> None:
     """400 in the envelope, 424 as TEI has it."""
     own = scale.client.post("/embed", json={"input": "a"})

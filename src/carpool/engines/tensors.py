@@ -41,6 +41,10 @@ class Network(Protocol):
     def batch(self) -> int | None:
         """How many inputs it takes at once, where that is fixed."""
 
+    @property
+    def warm(self) -> Sequence[int]:
+        """The batch sizes to run once before the first real batch, the largest first."""
+
     def run(self, batch: Array, /) -> Any:
         """An array, a list or a dict of arrays, each with one row for each input."""
 
@@ -87,15 +91,19 @@ class TensorModel:
         return f"TensorModel({self.engine}, {self.input_shape})"
 
     def warmup(self) -> None:
-        """Run the network once on nothing, where it is known what it takes: alone and as a batch."""
-        if self.input_shape is not None and None not in self.input_shape:
-            for count in (1, 2):
-                self.predict(np.zeros((count, *self.input_shape), self.input_dtype))  # type: ignore[arg-type]
+        """Run the network on nothing, in the batch sizes it asks for, where it is known what it takes."""
+        if self.input_shape is None:
+            return
+        sizes = [size for size in self.input_shape if size is not None]
+        if len(sizes) == len(self.input_shape):
+            for count in self._network.warm:
+                self.predict(np.zeros((count, *sizes), self.input_dtype))
 
     def preprocess(self, value: Any) -> Any:
         """An image as a tensor; anything else as it is."""
-        is_image = self._picture is not None and hasattr(value, "getpixel")
-        return self._picture.tensor(value) if self._picture is not None and is_image else value
+        if self._picture is None or not hasattr(value, "getpixel"):
+            return value
+        return self._picture.tensor(value)
 
     def collate(self, inputs: Sequence[Array]) -> Array:
         """One array of all."""

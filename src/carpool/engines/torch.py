@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from carpool.engines.payloads import Array, Shape
 
 
+# What is compiled before the first real batch; larger batches are compiled when they are first met.
+_COMPILED_SIZES = (32, 16, 8, 4, 2, 1)
+
+
 class TorchNetwork:
     """A module, ready to run; `run` is for one caller at a time."""
 
@@ -44,6 +48,7 @@ class TorchNetwork:
         self._device = torch.device(device)
         self._bf16 = bf16
         self._is_compiled = bool(compiler)
+        self.warm = _COMPILED_SIZES if compiler else (2, 1)
         if isinstance(module, torch.nn.Module):
             module = module.to(self._device)
         self._module = _compiled(module, compiler, self._device) if compiler else module
