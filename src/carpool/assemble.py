@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
@@ -15,17 +13,14 @@ from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
-from carpool.errors import ModelError
-from carpool.models import pull
-from carpool.models.catalog import CATALOG
+from carpool.models import spec
+from carpool.models.spec import LocalModel
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
 from carpool.server.service import BodyLimits, ServedModel, Service
 from carpool.wire.base import EncodedJson
-
-_LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
 
 # Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
 # long as loading its model.
@@ -85,23 +80,13 @@ class Upstreams:
         await self._batcher.remove(backend)
 
 
-def model_directory(settings: ModelSettings, progress: pull.Progress = lambda done: None) -> Path:
-    """Where the model's files are; a catalogue model is pulled if it is not here yet."""
-    if settings.model in CATALOG:
-        return pull.pull(CATALOG[settings.model], progress)
-    path = Path(settings.model).expanduser()
-    if not path.is_dir():
-        raise ModelError(
-            f"model {settings.model!r} is neither a catalogue name nor a directory",
-            f"allowed: {', '.join(CATALOG)}, or a directory with model.onnx and tokenizer.json",
-        )
-    return path.resolve()
-
-
 def _serve(
     name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics
 ) -> ServedModel:
-    backends, title = (upstreams, _title(upstreams)) if upstreams else _local(settings)
+    local = None if upstreams else spec.resolve(settings.model, settings.engine)
+    backends: Sequence[Backend[bytes, EncodedJson]] = upstreams
+    if local is not None:
+        backends = _workers(local, settings)
     policy = BatchPolicy(
         settings.policy,
         settings.max_batch_size,
@@ -127,6 +112,10 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
+    if local is not None and local.takes == "data":
+        # How long an item of unknown kind takes cannot be told by its bytes, and to compare megabytes is dear.
+        return ServedModel(name, local.title, batcher, backends, dedupe=False, takes="data")
+    title = _title(upstreams) if local is None else local.title
     return ServedModel(name, title, batcher, backends, cost=estimated_tokens, dedupe=settings.dedupe)
 
 
@@ -141,19 +130,13 @@ def _title(upstreams: Sequence[HttpBackend]) -> str:
     return f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
 
 
-def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
-    directory = model_directory(settings)
-    title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
-    return _workers(_LOADER, {"directory": str(directory), "engine": settings.engine}, settings), title
-
-
-def _workers(loader: str, arguments: dict[str, Any], settings: ModelSettings) -> list[ProcessBackend]:
+def _workers(model: LocalModel, settings: ModelSettings) -> list[ProcessBackend]:
     """A worker process for each replica."""
     cores = sorted(os.sched_getaffinity(0)) if settings.pin_cores and hasattr(os, "sched_getaffinity") else []
     return [
         ProcessBackend(
-            loader,
-            arguments,
+            model.loader,
+            model.arguments,
             place,
             batch_timeout=settings.batch_timeout_ms / 1000,
             max_memory=settings.max_memory_mb << 20 or None,

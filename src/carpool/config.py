@@ -27,7 +27,7 @@ DEFAULT_FILE = Path("config.toml")
 DEFAULT_MODEL = "minilm"
 DEFAULT_NAME = "default"  # of the one model that the flat keys describe
 
-ENGINES = ("auto", "openvino", "onnxruntime")
+ENGINES = ("auto", "openvino", "onnxruntime", "torch")
 
 
 class Alias(NamedTuple):
@@ -93,7 +93,7 @@ class ModelSettings:
 
     model: str = _setting(
         DEFAULT_MODEL,
-        "A catalogue name, or a directory with model.onnx and tokenizer.json.",
+        "A catalogue name, a directory, a file, torchvision:NAME or package.module:name: see docs/models.md.",
         aliases=(Alias("MODEL_PATH"),),
     )
     inference_url: tuple[str, ...] = _setting(

@@ -25,6 +25,7 @@ from carpool.wire.base import JSON, Reply, Route, json_reply
 
 _UNREAD = Response(status_code=499)  # to a caller that has hung up
 
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _DESCRIPTION = "Requests that arrive alone leave together: one input a request or many, batched for the model."
 
 
@@ -71,6 +72,7 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         status: {"content": {JSON: {"schema": route.error_schema}}, "description": "Refused or failed."}
         for status in route.statuses
     }
+    bodies = {JSON: {"schema": route.request_schema}} | dict.fromkeys(route.media_types, _BINARY)
     answered = {"content": {JSON: {"schema": route.response_schema}}, "description": "Answered."}
     app.add_api_route(
         route.path,
@@ -80,7 +82,7 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
         summary=route.summary,
         response_class=Response,
         responses={200: answered, **errors},
-        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": route.request_schema}}}},
+        openapi_extra={"requestBody": {"required": True, "content": bodies}},
     )
 
 

@@ -50,7 +50,10 @@ def batched_routes(service: Service) -> tuple[Route, ...]:
         kserve_v2_routes.infer(name),
         kserve_v2_routes.infer(name, "/versions/1"),
     )
-    return (*_EVERYWHERE, *named, *(_LOCAL if service.passthrough is None else ()))
+    own: tuple[Route, ...] = _EVERYWHERE
+    if service.models[0].takes == "data":
+        own = tuple([predict.PREDICT_DATA if route.path == predict.PREDICT.path else route for route in own])
+    return (*own, *named, *(_LOCAL if service.passthrough is None else ()))
 
 
 def nearest_dialect(path: str) -> Callable[[CarpoolError], Reply]:

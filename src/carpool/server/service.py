@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from carpool.backends.base import Backend
 from carpool.core.request import Request
@@ -20,7 +20,7 @@ from carpool.observe.metrics import Metrics
 from carpool.observe.observer import ReplicaStatus
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
-from carpool.wire import native
+from carpool.wire import native, payload
 from carpool.wire.base import JSON, Encode, EncodedJson, Reply, Route
 from carpool.wire.terms import Terms, read_terms
 
@@ -44,7 +44,7 @@ class ServedModel:
     """A model with its queue. Items and results are JSON.
 
     `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
-    time are computed once.
+    time are computed once. What it `takes` at `/predict` is a text, or any `data`, of which only it knows more.
     """
 
     name: str
@@ -53,6 +53,7 @@ class ServedModel:
     backends: Sequence[Backend[bytes, EncodedJson]]
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
+    takes: Literal["text", "data"] = "text"
 
     def told(self) -> dict[str, Any]:
         """What its backends say of themselves, where they do: the worker process of what it has loaded."""
@@ -138,11 +139,14 @@ class Service:
         Raises `WrongType`, `TooLarge` or `BadInput`.
         """
         media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type != JSON and not media_type.endswith("+json"):
-            raise WrongType(f"content type {media_type} is not read here", f"allowed: {JSON}")
+        is_json = media_type == JSON or media_type.endswith("+json")
+        if not is_json and media_type not in route.media_types:
+            allowed = ", ".join((JSON, *route.media_types))
+            raise WrongType(f"content type {media_type} is not read here", f"allowed: {allowed}")
         length = headers.get("content-length", "")
         self.check_length(route, int(length) if length.isdigit() else 0)
-        return read_terms(headers)
+        terms = read_terms(headers)
+        return terms if is_json else terms._replace(payload=payload.head(media_type, headers))
 
     def check_length(self, route: Route, length: int) -> None:
         """Refuse a body of this many bytes if it is over the route's limit."""
@@ -158,12 +162,12 @@ class Service:
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
         model = self.models[0]
-        if route.choose is not None and not body.startswith(route.opening):
+        if route.choose is not None and not terms.payload and not body.startswith(route.opening):
             route = route.choose(body)
         try:
             if self._stopping:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
-            ask = route.decode(body)
+            ask = payload.ask(terms.payload, body) if terms.payload else route.decode(body)
             items = ask.items
             request = Request(
                 items,

@@ -66,7 +66,8 @@ class Route:
     `decode` raises `BadInput`. `encode` takes the results, which are JSON already, and how long the request
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
-    body that begins with `opening`. The rest is for the documentation.
+    body that begins with `opening`. `media_types` are those it reads beside JSON, each body as one item. The
+    rest is for the documentation.
     """
 
     path: str
@@ -81,6 +82,7 @@ class Route:
     error_schema: dict[str, Any]
     choose: Callable[[bytes], Route] | None = None
     opening: bytes = b""
+    media_types: tuple[str, ...] = ()
 
 
 class TextField:

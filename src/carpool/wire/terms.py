@@ -13,11 +13,15 @@ _LONGEST_TIMEOUT = 3_600_000  # milliseconds
 
 
 class Terms(NamedTuple):
-    """Whose request it is, how large that one's share is, and within how many seconds it must be answered."""
+    """Whose request it is, how large that one's share is, and within how many seconds it must be answered.
+
+    `payload` says how to read a body that is not JSON: see `payload.py`.
+    """
 
     tenant: str = ""
     weight: float = 1.0
     timeout: float | None = None
+    payload: bytes = b""
 
 
 def read_terms(headers: Mapping[str, str]) -> Terms:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import msgspec
 
@@ -29,14 +29,15 @@ class Model(Protocol):
     """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item.
 
     A model that can do more than one thing takes a `Call` as a second argument, where the usual is not what is
-    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, or a `BadInput` for
-    an item that it will not take.
+    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, a `BadInput` for
+    an item that it will not take, or another exception where it failed on that item alone. Items are values;
+    asked to `infer`, they are bytes, as `wire/payload.py` has them.
     """
 
     @property
     def info(self) -> dict[str, Any]: ...  # noqa: D102
 
-    def run(self, items: Sequence[Any], /) -> Sequence[bytes | BadInput]: ...  # noqa: D102
+    def run(self, items: Sequence[Any], /) -> Sequence[bytes | Exception]: ...  # noqa: D102
 
 
 def serve(connection: socket.socket) -> None:
@@ -83,7 +84,8 @@ def answer(model: Model, batch: frames.Run) -> frames.FromChild:
     """Run one batch; whatever the model raises becomes a message."""
     asked = () if batch.call is None else (batch.call,)
     try:
-        return _answer(batch.number, model.run(msgspec.json.decode(batch.items), *asked))
+        items = batch.bodies or msgspec.json.decode(batch.items)
+        return _answer(batch.number, model.run(items, *asked))
     except Unsupported as error:
         return frames.Rejected(batch.number, error.message, error.detail)
     except Exception as error:
@@ -97,15 +99,24 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def _answer(number: int, results: Sequence[bytes | BadInput]) -> frames.Answer:
+def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
     return frames.Answer(
         number,
-        [b"" if isinstance(result, BadInput) else bytes(result) for result in results],
+        [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [result.tokens if isinstance(result, CountedJson) else 0 for result in results]
         if any(isinstance(result, CountedJson) for result in results)
         else [],
         {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
+        {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
     )
+
+
+def _is_failure(result: bytes | Exception) -> TypeGuard[Exception]:
+    return isinstance(result, Exception) and not isinstance(result, BadInput)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _refusal(error: Exception) -> frames.Refused:

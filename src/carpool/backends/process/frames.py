@@ -5,6 +5,7 @@ A frame is a length (4 bytes, little-endian) and a MessagePack message of that l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -42,25 +43,28 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 class Run(msgspec.Struct, tag=True, frozen=True):
     """To the child: run these items as one batch. They are one JSON array, each as its caller wrote it.
 
-    `call` says what is asked, where it is not the usual.
+    `call` says what is asked, where it is not the usual. Where it asks to `infer`, `items` is empty and the
+    items are `bodies`, each as `wire/payload.py` has it.
     """
 
     number: int
     items: bytes
     call: Call | None = None
+    bodies: list[bytes] = []
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """From the child: one result per item of the batch `number`, JSON already.
 
     `tokens` counts those of each item, where the model counts; `refused` says by their places which items the
-    model would not take, and why.
+    model would not take, and why; `failed` on which items alone it failed, and how.
     """
 
     number: int
     results: list[bytes]
     tokens: list[int] = []
     refused: dict[int, str] = {}
+    failed: dict[int, str] = {}
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True):
@@ -86,6 +90,13 @@ FromChild = Ready | Refused | Answer | Failed | Rejected
 _encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
+
+
+def run(number: int, items: Sequence[bytes], call: Call | None) -> Run:
+    """The message that has a worker run these items."""
+    if call is not None and call.operation == "infer":
+        return Run(number, b"", call, list(items))
+    return Run(number, b"[" + b",".join(items) + b"]", call)
 
 
 def encode(message: ToChild | FromChild) -> bytes:

@@ -186,7 +186,7 @@ class ProcessBackend:
             number = self._batches
             try:
                 async with asyncio.timeout(self._batch_timeout):
-                    reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]", call))
+                    reply = await worker.ask(frames.run(number, items, call))
             except TimeoutError:
                 self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
                 raise worker.crashed() from None
@@ -328,4 +328,6 @@ def _paired(answer: frames.Answer) -> list[Any]:
         results[place].tokens = tokens
     for place, message in answer.refused.items():
         results[place] = BadInput(message)
+    for place, message in answer.failed.items():
+        results[place] = BackendError("the model failed on this input", message)
     return results
