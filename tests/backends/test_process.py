@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, shared
 from carpool.backends.process.parent import ProcessBackend, Worker
 from carpool.errors import BackendError, ConfigError
+from carpool.wire.call import Call
 
 
 @pytest.fixture(autouse=True)
@@ -198,14 +199,43 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
 
 
 def test_frames_carry_messages_both_ways() -> None:
-    """A frame is a length and a message of that length."""
+    """A frame is two lengths, a message, and what follows it: the items, one after the other."""
     cases: list[tuple[frames.ToChild | frames.FromChild, Callable[[bytes], Any]]] = [
-        (frames.Run(7, '["a","日本"]'.encode()), frames.decode_to_child),
+        (frames.Run(7, [3, 8], Call("tokenize")), frames.decode_to_child),
         (frames.Answer(7, [b"[1]", b"[2]"]), frames.decode_from_child),
         (frames.Failed(7, "ValueError", "no"), frames.decode_from_child),
     ]
     for message, decode in cases:
         frame = frames.encode(message)
-        prefix, body = frame[: frames.LENGTH_BYTES], frame[frames.LENGTH_BYTES :]
-        assert frames.body_length(prefix) == len(body)
+        prefix, body = frame[: frames.PREFIX_BYTES], frame[frames.PREFIX_BYTES :]
+        assert frames.lengths(prefix) == (len(body), 0)
         assert decode(body) == message
+    items = [b'"a"', '"日本"'.encode(), b""]
+    assert frames.lengths(frames.encode(message, 11)[: frames.PREFIX_BYTES])[1] == 11
+    assert frames.cut(memoryview(b"".join(items)), list(map(len, items))) == items
+
+
+def test_batches_of_any_size_reach_the_model_as_they_are() -> None:
+    """Whether they go through the socket or through shared memory, in whatever order the two are used."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for size, count in [(10, 3), (shared.LEAST, 1), (200_000, 7), (20_000, 20), (shared.LEAST, 9), (10, 3)]:
+            items = [f'"{number:{size}}"'.encode() for number in range(count)]
+            results = await backend.run(items)
+            assert [json.loads(result)[0] for result in results] == [json.loads(item) for item in items]
+        await backend.close()
+
+    run(main())
+
+
+def test_shared_memory_takes_more_buffers_than_one_system_call() -> None:
+    """And reads back what was written last, also where there was more before."""
+    memory = shared.SharedMemory()
+    reader = shared.Reader(memory.fd)
+    for count in (3, 2000, 10):
+        items = [b"%d," % number * 1000 for number in range(count)]
+        memory.write(items)
+        whole = b"".join(items)
+        assert reader.read(len(whole)) == whole

@@ -35,7 +35,7 @@ _BODY = msgspec.json.Decoder(_Body)
 _EXPECTED = 'expected {"data": <what the model takes>}'
 
 
-def read(item: bytes, numbers: str | None = None) -> Any:
+def read(item: bytes | memoryview, numbers: str | None = None) -> Any:
     """The value in an item. JSON becomes an array of the type `numbers`, where the model takes arrays.
 
     Bytes of tensors become arrays, images become `PIL.Image.Image` in RGB.
@@ -83,14 +83,14 @@ def _wanted(shape: Shape | None, dtype: str) -> str:
     return f"expected {dtype} of the shape [{sizes}]" + ("" if None in shape else ", or as many flat numbers")
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes | memoryview) -> Any:
     try:
         return _BODY.decode(body).data
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"the body is not what this route takes: {error}", _EXPECTED) from None
 
 
-def _numbers(body: bytes, dtype: str) -> Any:
+def _numbers(body: bytes | memoryview, dtype: str) -> Any:
     """Numbers as an array of their own shape. Measured, 3 x 224 x 224: 5 to 7 ms with simdjson, 30 without."""
     import numpy as np
 

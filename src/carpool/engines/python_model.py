@@ -79,7 +79,7 @@ class PythonModel:
             case _:
                 return _rerank(self._model.rerank, str(parameters.get("query", "")), items)
 
-    def _infer(self, items: Sequence[bytes]) -> list[bytes | Exception]:
+    def _infer(self, items: Sequence[bytes | memoryview]) -> list[bytes | Exception]:
         """Read each item, run those that could be read, and write each result."""
         # Threads cost more than they save where nothing but a little JSON is read.
         is_heavy = self._preprocess is not None or any(payload.unpack(item)[0] for item in items)
@@ -98,7 +98,7 @@ class PythonModel:
     def _each(self, work: Callable[[Any], Any], items: Sequence[Any], in_threads: bool) -> list[Any]:
         return list(self._threads.map(work, items) if in_threads and len(items) > 1 else map(work, items))
 
-    def _read(self, item: bytes) -> Any:
+    def _read(self, item: bytes | memoryview) -> Any:
         try:
             value = payloads.read(item, self._dtype)
             if self._preprocess is not None:

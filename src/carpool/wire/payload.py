@@ -73,9 +73,9 @@ def ask(head: bytes, body: bytes) -> Ask:
     return Ask((head + body,), INFER)
 
 
-def unpack(item: bytes) -> tuple[Head | None, memoryview]:
+def unpack(item: bytes | memoryview) -> tuple[Head | None, memoryview]:
     """How to read an item, and its body; no head means JSON."""
-    if not item.startswith(_MARK):
+    if item[:1] != _MARK:
         return None, memoryview(item)
     start = len(_MARK) + _LENGTH_BYTES
     end = start + int.from_bytes(item[len(_MARK) : start], "little")

@@ -17,8 +17,9 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, shared
 from carpool.backends.process.placement import ANYWHERE, Place
+from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
 from carpool.errors import (
     BackendError,
@@ -36,7 +37,7 @@ from carpool.wire.call import Call, CountedJson
 logger = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
-_LONGEST_BACK_OFF = 30.0
+_LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _PAGE = resource.getpagesize()
@@ -51,24 +52,28 @@ class Worker:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        memory: SharedMemory,
     ) -> None:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
         self._reader = reader
         self._writer = writer
+        self._shared = memory
 
     @classmethod
     async def spawn(cls) -> Worker:
         """Start the process; it has loaded nothing yet."""
         ours, theirs = socket.socketpair()
+        memory = SharedMemory()
         with theirs:
+            passed = (theirs.fileno(), memory.fd)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "carpool.backends.process.child", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
+                *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
+                pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        return cls(process, *await asyncio.open_connection(sock=ours))
+        return cls(process, *await asyncio.open_connection(sock=ours), memory)
 
     async def load(self, what: frames.Load) -> None:
         """Load the model. Raises what the worker says is wrong with it."""
@@ -80,13 +85,21 @@ class Worker:
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
-    async def ask(self, message: frames.ToChild) -> frames.FromChild:
+    async def run(self, number: int, items: Sequence[bytes], call: Call | None) -> frames.FromChild:
+        """Run a batch; its items go through the socket, or through shared memory if they are large together."""
+        sizes = list(map(len, items))
+        if not shared.LEAST <= sum(sizes) <= shared.MOST:
+            return await self.ask(frames.Run(number, sizes, call), items)
+        await asyncio.to_thread(self._shared.write, items)
+        return await self.ask(frames.Run(number, sizes, call, is_shared=True))
+
+    async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
         try:
-            self._writer.write(frames.encode(message))
+            self._writer.writelines((frames.encode(message, sum(map(len, payload))), *payload))
             await self._writer.drain()
-            prefix = await self._reader.readexactly(frames.LENGTH_BYTES)
-            return frames.decode_from_child(await self._reader.readexactly(frames.body_length(prefix)))
+            length, _ = frames.lengths(await self._reader.readexactly(frames.PREFIX_BYTES))
+            return frames.decode_from_child(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise self.crashed() from error
 
@@ -186,7 +199,7 @@ class ProcessBackend:
             number = self._batches
             try:
                 async with asyncio.timeout(self._batch_timeout):
-                    reply = await worker.ask(frames.run(number, items, call))
+                    reply = await worker.run(number, items, call)
             except TimeoutError:
                 self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
                 raise worker.crashed() from None
