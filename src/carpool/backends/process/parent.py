@@ -302,7 +302,7 @@ class ProcessBackend:
             coming = self._coming()
             try:
                 worker = await self._new_worker()
-            except CarpoolError as error:
+            except Exception as error:  # also of the system, where it has no process left to give
                 self._tell(f"the worker process cannot be replaced: {error}")
                 logger.exception("worker not replaced")
                 coming.set_exception(Unavailable("no worker process", str(error)))
