@@ -117,14 +117,22 @@ class TensorModel:
         made: list[Any] = []
         for start in range(0, len(batch), fixed):
             part = batch[start : start + fixed]
-            made += run_padded(self._network.run, part, fixed)
+            made += _rows(run_padded(self._network.run, part, fixed), len(part))
         return made
 
 
-def run_padded(run: Callable[[Array], Any], batch: Array, count: int) -> list[Any]:
-    """The rows of a batch that is filled up with zeros."""
+def run_padded(run: Callable[[Array], Any], batch: Array, count: int) -> Any:
+    """The outputs of a batch that is filled up with zeros, without what these gave."""
     empty = np.zeros((count - len(batch), *batch.shape[1:]), batch.dtype)
-    return _rows(run(np.concatenate((batch, empty))), count)[: len(batch)]
+    return _cut(run(np.concatenate((batch, empty))), len(batch))
+
+
+def _cut(outputs: Any, count: int) -> Any:
+    if isinstance(outputs, Mapping):
+        return {name: _cut(output, count) for name, output in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return [_cut(output, count) for output in outputs]
+    return outputs[:count]
 
 
 def _rows(outputs: Any, count: int) -> list[Any]:
