@@ -11,8 +11,9 @@ where uvicorn has its own object for a request.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -46,9 +47,10 @@ _MOST_PIPELINED = 16
 Headers = list[tuple[bytes, bytes]]
 
 
-def fast_lane(service: Service, routes: Iterable[Route]) -> type[HttpToolsProtocol]:
+def fast_lane(service: Service, routes: Iterable[Route]) -> type[asyncio.Protocol]:
     """What uvicorn's `http=` setting takes, to answer these routes of the service."""
-    return type("FastLane", (FastLaneProtocol,), {"lane": Lane(service, routes)})
+    # All that uvicorn asks of a class is that it makes a protocol.
+    return cast("type[asyncio.Protocol]", partial(FastLaneProtocol, Lane(service, routes)))
 
 
 class Head(NamedTuple):
@@ -64,6 +66,7 @@ class Lane:
 
     def __init__(self, service: Service, routes: Iterable[Route]) -> None:
         self.service = service
+        self.count_response = service.metrics.count_response
         self.routes = {route.path.encode(): route for route in routes}
         self.heads: dict[bytes, Head] = {}
         self._defaults: Headers = []
@@ -104,6 +107,9 @@ class _Unheard:
         """Nothing to do."""
 
 
+_UNHEARD = _Unheard()
+
+
 class Exchange:
     """A request of the lane and its reply. It has the attributes that uvicorn's protocol asks a request for."""
 
@@ -112,6 +118,7 @@ class Exchange:
         "disconnected",
         "keep_alive",
         "length",
+        "message_event",
         "more_body",
         "refusal",
         "request",
@@ -122,9 +129,8 @@ class Exchange:
         "wants_continue",
     )
 
-    message_event = _Unheard()
-
     def __init__(self, route: Route, keep_alive: bool) -> None:
+        self.message_event = _UNHEARD
         self.route = route
         self.keep_alive = keep_alive
         self.terms: Terms | None = None  # None where they cannot be read: then there is a refusal
@@ -140,18 +146,18 @@ class Exchange:
 
 
 class FastLaneProtocol(HttpToolsProtocol):
-    """One connection. `fast_lane` makes the subclass that knows its `lane`."""
-
-    lane: Lane
+    """One connection."""
 
     def __init__(
         self,
+        lane: Lane,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.lane = lane
         # What uvicorn does for each request where it is told to log, limit or move them, it does best.
         self._is_open = not (self.access_log or self.limit_concurrency is not None or self.root_path)
         self._at_start = True  # the parser is between two requests
@@ -360,7 +366,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         exchange.request = None
         exchange.response_complete = True
         lane, transport = self.lane, self.transport
-        lane.service.metrics.count_response(exchange.route.path, reply.status)
+        lane.count_response(exchange.route.path, reply.status)
         if not transport.is_closing():
             transport.write(lane.write(reply, exchange.keep_alive, self.server_state.default_headers))
             if not exchange.keep_alive:
