@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from carpool.backends.process import frames, shared
 from carpool.backends.process.parent import ProcessBackend, Worker
-from carpool.errors import BackendError, ConfigError
+from carpool.errors import BackendError, ConfigError, Crashed
 from carpool.wire.call import Call
 
 
@@ -149,6 +150,27 @@ def test_to_end_a_worker_that_has_died_does_not_hide_how_it_died() -> None:
 
     with pidfd_watcher():
         run(main())
+
+
+@pytest.mark.parametrize("run_in_a_loop", [asyncio.run, uvloop.run])
+def test_a_batch_that_meets_a_dead_worker_is_told_so(run_in_a_loop: Callable[..., None]) -> None:
+    """However much of that end the loop has seen by then: the batch was not at fault, and may be run again."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for turns in range(4):
+            pid = pid_in(await backend.run([b'"a"']))
+            os.kill(pid, signal.SIGKILL)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            try:
+                assert pid_in(await backend.run([b'"b"'])) != pid
+            except Crashed:
+                continue
+        await backend.close()
+
+    run_in_a_loop(asyncio.wait_for(main(), 60))
 
 
 def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> None:

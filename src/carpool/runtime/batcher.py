@@ -115,7 +115,7 @@ class Batcher(Generic[In, Out]):
         """
         starts = (self._start_one(number, backend) for number, backend in self._backends.items())
         failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
-        if len(failures) == len(self._backends):
+        if failures and len(failures) == len(self._backends):
             for backend in self._backends.values():
                 await backend.close()
             raise failures[0]

@@ -95,6 +95,8 @@ class Worker:
 
     async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
+        if self._writer.is_closing():  # it has died, and a loop may refuse to write with an error of its own
+            raise self.crashed()
         try:
             self._writer.writelines((frames.encode(message, sum(map(len, payload))), *payload))
             await self._writer.drain()
