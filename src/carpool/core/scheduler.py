@@ -600,7 +600,9 @@ def _identity(request: Request) -> Hashable:
 
 def _deadly(error: BaseException) -> BatchFailed:
     """The error of an item that worker processes die of, also when it is alone."""
-    return BatchFailed("this input kills the worker process", f"more than once, the last time alone: {error}")
+    return BatchFailed(
+        "this input kills the worker process", f"more than once, the last time alone: {error.args[0]}"
+    )
 
 
 def _no_replica() -> Unavailable:
