@@ -73,7 +73,10 @@ def test_a_flag_may_be_given_for_each_upstream(monkeypatch: pytest.MonkeyPatch) 
             'flag --max-batch-size: max_batch_size = "5000" is out of range',
         ),
         (["serve", "--config", "no.toml"], "no.toml: there is no such file"),
-        (["serve", "--model", "no-such"], "model 'no-such' is neither a catalogue name nor a directory"),
+        (
+            ["serve", "--model", "no-such"],
+            "model 'no-such' is no name, directory, file or Python that is known",
+        ),
         (["pull", "no-such"], "model 'no-such' is not in the catalogue: it has: minilm"),
     ],
 )

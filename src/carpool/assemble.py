@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.missing import Missing
 from carpool.backends.process.parent import ProcessBackend
+from carpool.backends.process.placement import places
 from carpool.config import Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import MissingExtra, ModelError
-from carpool.models import pull
-from carpool.models.catalog import CATALOG
+from carpool.models import spec
+from carpool.models.spec import LocalModel
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
-from carpool.server.models import ServedModel
+from carpool.server.models import ServedModel, Takes
 from carpool.server.passthrough import PassThrough
 from carpool.server.service import BodyLimits, Service
 from carpool.wire.base import EncodedJson
-
-_LOADER = "carpool.engines.text_embedding:load"  # by name: only the worker process imports an engine
 
 # Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
 # long as loading its model.
@@ -87,29 +86,18 @@ class Upstreams:
         await self._batcher.remove(backend)
 
 
-def model_directory(settings: ModelSettings, progress: pull.Progress = lambda done: None) -> Path:
-    """Where the model's files are; a catalogue model is pulled if it is not here yet."""
-    if settings.model in CATALOG:
-        return pull.pull(CATALOG[settings.model], progress)
-    path = Path(settings.model).expanduser()
-    if not path.is_dir():
-        raise ModelError(
-            f"model {settings.model!r} is neither a catalogue name nor a directory",
-            f"allowed: {', '.join(CATALOG)}, or a directory with model.onnx and tokenizer.json",
-        )
-    return path.resolve()
-
-
 def _serve(
     name: str, settings: ModelSettings, upstreams: Sequence[HttpBackend], metrics: Metrics, is_only: bool
 ) -> ServedModel:
     """A model with its queue. That it cannot be had is raised here only if it is the only one."""
     backends: Sequence[Backend[bytes, EncodedJson]]
+    takes: Takes = "text"
     if upstreams:
         backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
     else:
         try:
-            backends, title = _local(settings)
+            local = spec.resolve(settings.model, settings.engine)
+            backends, title, takes = _workers(local, settings), local.title, local.takes
         except (ModelError, MissingExtra) as error:
             if is_only:
                 raise
@@ -128,7 +116,8 @@ def _serve(
         max_in_flight=settings.max_concurrent_workers,
         max_queue_size=settings.max_queue_size,
         queue_timeout=settings.queue_timeout_ms / 1000,
-        batch_timeout=settings.batch_timeout_ms / 1000,
+        # A worker process sees to that itself, from when it has the batch, and not while it is being replaced.
+        batch_timeout=settings.batch_timeout_ms / 1000 if settings.inference_url else None,
         patience=settings.upstream_patience_ms / 1000 if settings.inference_url else _WORKER_PATIENCE,
     )
     batcher = Batcher(
@@ -139,13 +128,16 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
+    # How long an item of unknown kind takes cannot be told by its bytes, and to compare megabytes is dear.
+    of_text = takes == "text"
     return ServedModel(
         name,
         title,
         batcher,
         backends,
-        cost=estimated_tokens,
-        dedupe=settings.dedupe,
+        cost=estimated_tokens if of_text else None,
+        dedupe=settings.dedupe and of_text,
+        takes=takes,
         passthrough=passthrough,
     )
 
@@ -157,8 +149,16 @@ def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
     )
 
 
-def _local(settings: ModelSettings) -> tuple[Sequence[Backend[bytes, EncodedJson]], str]:
-    directory = model_directory(settings)
-    title = CATALOG[settings.model].title if settings.model in CATALOG else str(directory)
-    arguments = {"directory": str(directory), "engine": settings.engine}
-    return [ProcessBackend(_LOADER, arguments)], title
+def _workers(model: LocalModel, settings: ModelSettings) -> list[ProcessBackend]:
+    """A worker process for each replica."""
+    cores = sorted(os.sched_getaffinity(0)) if settings.pin_cores and hasattr(os, "sched_getaffinity") else []
+    return [
+        ProcessBackend(
+            model.loader,
+            model.arguments,
+            place,
+            batch_timeout=settings.batch_timeout_ms / 1000,
+            max_memory=settings.max_memory_mb << 20 or None,
+        )
+        for place in places(settings.replicas, settings.devices, cores)
+    ]

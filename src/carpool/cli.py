@@ -1,4 +1,4 @@
-"""The command line: `carpool serve`, `carpool pull`, `carpool config`; `bench` and `tune` are in carpool.bench.
+"""The command line: `carpool serve`, `pull`, `check`, `config`; `bench` and `tune` are in carpool.bench.
 
 It reads flags and prints; what happens is decided elsewhere. Every setting has a flag of its own name.
 """
@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import click
 
-from carpool.assemble import assemble_both, model_directory
+from carpool.assemble import assemble_both
 from carpool.bench.commands import bench, tune
+from carpool.check import TOLERANCE, check
 from carpool.config import (
     DEFAULT_FILE,
+    ENGINES,
     MODEL_SETTINGS,
     SERVER_SETTINGS,
     Config,
@@ -31,6 +33,7 @@ from carpool.config import (
 from carpool.errors import CarpoolError, ConfigError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
+from carpool.models.spec import resolve
 from carpool.observe.log import configure_logging
 from carpool.reload import Reload
 from carpool.server.run import listen, serve
@@ -110,6 +113,24 @@ def pull_command(name: str) -> None:
         click.echo(f"{model.name}: {model.title} ({model.licence})\n{models.location(model)}")
 
 
+@main.command("check")
+@click.argument("model")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What runs the model.")
+@click.option("--input", "files", type=Path, multiple=True, help="Inputs: JSON lines, .npy, JPEG or PNG.")
+@click.option("--tolerance", type=float, default=TOLERANCE, show_default=True, help="The most that may differ.")
+def check_command(model: str, engine: str, files: tuple[Path, ...], tolerance: float) -> None:
+    """Whether a model answers in a batch what it answers alone, and how long its batches take.
+
+    It runs at several batch sizes and paddings; exit status 1 where an answer differs or fails.
+    """
+    with _one_line_errors():
+        report = check(resolve(model, engine), files, tolerance=tolerance)
+    click.echo("\n".join(report.lines()))
+    for fault in report.faults:
+        click.echo(f"carpool: {fault}", err=True)
+    sys.exit(1 if report.faults else 0)
+
+
 @main.command("config")
 @_settings_options
 def config_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
@@ -136,7 +157,7 @@ def _pull(settings: ModelSettings) -> None:
     """Fetch a catalogue model behind a progress bar."""
     total = models.total_bytes(CATALOG[settings.model])
     with click.progressbar(length=total, label=f"pulling {settings.model}", file=sys.stderr) as bar:
-        model_directory(settings, lambda done: bar.update(done - bar.pos))
+        models.pull(CATALOG[settings.model], lambda done: bar.update(done - bar.pos))
 
 
 def _banner(host: str, port: int, service: Service) -> str:
@@ -149,7 +170,10 @@ def _banner(host: str, port: int, service: Service) -> str:
     for model in service.models:
         title = model.title if is_only else f"{model.name}: {model.title}{_not_yet(service, model.name)}"
         lines += [f"  model   {title}", f"  policy  {model.batcher.policy}"]
-    lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
+    if service.models.default.takes == "data":
+        lines += [f"  try     curl {reachable}/predict {header} -d '{{\"data\": ...}}'"]
+    else:
+        lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ DEFAULT_NAME = "default"  # of the one model that the flat keys describe
 _NAME = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
 _EXCLUSIVE = {"model": "inference_url", "inference_url": "model"}
 
-ENGINES = ("auto", "openvino", "onnxruntime")
+ENGINES = ("auto", "openvino", "onnxruntime", "torch")
 
 
 class Alias(NamedTuple):
@@ -99,7 +99,7 @@ class ModelSettings:
 
     model: str = _setting(
         DEFAULT_MODEL,
-        "A catalogue name, or a directory with model.onnx and tokenizer.json.",
+        "A catalogue name, a directory, a file, torchvision:NAME or package.module:name: see docs/models.md.",
         aliases=(Alias("MODEL_PATH"),),
     )
     inference_url: tuple[str, ...] = _setting(
@@ -116,6 +116,16 @@ class ModelSettings:
     upstream_model: str = _setting("", "The model to ask the inference server for, where it has several.")
     upstream_api_key: str = _setting("", "Sent to the inference server as a bearer token.", secret=True)
     engine: str = _setting("auto", "What runs a local model.", choices=ENGINES)
+    replicas: int = _setting(1, "Worker processes that run a local model, each a copy of it.", between=(1, 256))
+    devices: tuple[str, ...] = _setting(
+        (), "What they run on, such as cuda:0, in turn; one worker process at least for each."
+    )
+    pin_cores: bool = _setting(True, "Several worker processes share the cores evenly, each on its own.")
+    max_memory_mb: int = _setting(
+        0,
+        "Replace a worker process that takes more MiB of memory than this; 0 for no limit.",
+        between=(0, 16 * 1024**2),
+    )
     policy: PolicyName = _setting("adaptive", "When a batch leaves.", choices=get_args(PolicyName))
     max_batch_size: int = _setting(
         32, "Most inputs in one batch.", between=(1, 1000), aliases=(Alias("MAX_BATCH_SIZE"),)

@@ -17,6 +17,7 @@
     │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     │   ├── Unreachable        it did not take the batch, or was lost over it: another try may succeed
+    │   │   └── Crashed        the process that ran the batch has ended; twice, and it may be of the batch
     │   └── Abandoned          nobody waits for the batch any more, so it was ended; no caller ever sees it
     └── Unavailable      503   nothing can serve now: starting, no replica
         └── ShuttingDown       this server goes away; another may serve
@@ -130,6 +131,10 @@ class BatchTooLarge(BackendError):
 
 class Unreachable(BackendError):
     """The backend cannot be reached or was lost over the batch; nothing that was in it is to blame."""
+
+
+class Crashed(Unreachable):
+    """The process that ran the batch died or had to be ended over it; twice, and one item may be to blame."""
 
 
 class Abandoned(BackendError):

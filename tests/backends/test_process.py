@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, shared
 from carpool.backends.process.parent import ProcessBackend, Worker
-from carpool.errors import BackendError, ConfigError
+from carpool.errors import BackendError, ConfigError, Crashed
+from carpool.wire.call import Call
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def test_the_model_runs_in_a_process_of_its_own_that_ends_with_the_backend() -> 
         await backend.start(lambda: None)
         pid = pid_in(await backend.run([b'"a"']))
         assert pid != os.getpid()
-        assert backend.info == {"name": "toy"}
+        assert backend.info["name"] == "toy"
         assert backend.trouble() is None
         await backend.close()
         with pytest.raises(ProcessLookupError):
@@ -126,8 +128,8 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
         pid = pid_in(await backend.run([b'"a"']))
         with pytest.raises(BackendError, match="the worker process died"):
             await backend.run([b'"a"', b'"die"'])
-        await turns_until(lambda: backend.trouble() is not None)
-        assert "ended with status -9" in str(backend.trouble())
+        assert "the worker process died" in str(backend.trouble())
+        await turns_until(lambda: "(status -9)" in str(backend.trouble()))
         assert pid_in(await backend.run([b'"b"'])) != pid
         assert backend.trouble() is None
         await backend.close()
@@ -148,6 +150,27 @@ def test_to_end_a_worker_that_has_died_does_not_hide_how_it_died() -> None:
 
     with pidfd_watcher():
         run(main())
+
+
+@pytest.mark.parametrize("run_in_a_loop", [asyncio.run, uvloop.run])
+def test_a_batch_that_meets_a_dead_worker_is_told_so(run_in_a_loop: Callable[..., None]) -> None:
+    """However much of that end the loop has seen by then: the batch was not at fault, and may be run again."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for turns in range(4):
+            pid = pid_in(await backend.run([b'"a"']))
+            os.kill(pid, signal.SIGKILL)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            try:
+                assert pid_in(await backend.run([b'"b"'])) != pid
+            except Crashed:
+                continue
+        await backend.close()
+
+    run_in_a_loop(asyncio.wait_for(main(), 60))
 
 
 def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> None:
@@ -198,14 +221,43 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
 
 
 def test_frames_carry_messages_both_ways() -> None:
-    """A frame is a length and a message of that length."""
+    """A frame is two lengths, a message, and what follows it: the items, one after the other."""
     cases: list[tuple[frames.ToChild | frames.FromChild, Callable[[bytes], Any]]] = [
-        (frames.Run(7, '["a","日本"]'.encode()), frames.decode_to_child),
+        (frames.Run(7, [3, 8], Call("tokenize")), frames.decode_to_child),
         (frames.Answer(7, [b"[1]", b"[2]"]), frames.decode_from_child),
         (frames.Failed(7, "ValueError", "no"), frames.decode_from_child),
     ]
     for message, decode in cases:
         frame = frames.encode(message)
-        prefix, body = frame[: frames.LENGTH_BYTES], frame[frames.LENGTH_BYTES :]
-        assert frames.body_length(prefix) == len(body)
+        prefix, body = frame[: frames.PREFIX_BYTES], frame[frames.PREFIX_BYTES :]
+        assert frames.lengths(prefix) == (len(body), 0)
         assert decode(body) == message
+    items = [b'"a"', '"日本"'.encode(), b""]
+    assert frames.lengths(frames.encode(message, 11)[: frames.PREFIX_BYTES])[1] == 11
+    assert frames.cut(memoryview(b"".join(items)), list(map(len, items))) == items
+
+
+def test_batches_of_any_size_reach_the_model_as_they_are() -> None:
+    """Whether they go through the socket or through shared memory, in whatever order the two are used."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for size, count in [(10, 3), (shared.LEAST, 1), (200_000, 7), (20_000, 20), (shared.LEAST, 9), (10, 3)]:
+            items = [f'"{number:{size}}"'.encode() for number in range(count)]
+            results = await backend.run(items)
+            assert [json.loads(result)[0] for result in results] == [json.loads(item) for item in items]
+        await backend.close()
+
+    run(main())
+
+
+def test_shared_memory_takes_more_buffers_than_one_system_call() -> None:
+    """And reads back what was written last, also where there was more before."""
+    memory = shared.SharedMemory()
+    reader = shared.Reader(memory.fd)
+    for count in (3, 2000, 10):
+        items = [b"%d," % number * 1000 for number in range(count)]
+        memory.write(items)
+        whole = b"".join(items)
+        assert reader.read(len(whole)) == whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,16 +14,27 @@ from carpool.errors import ModelError
 
 
 class Toy:
-    def __init__(self) -> None:
-        self.info = {"name": "toy"}
+    def __init__(self, device: str, most: int) -> None:
+        self.info = {"name": "toy", "device": device, "cores": sorted(os.sched_getaffinity(0))}
+        self.most = most
+        self.kept = bytearray()
 
     def run(self, items: Sequence[str]) -> list[bytes]:
         if "raise" in items:
             raise ValueError("no")
         if "die" in items:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "sleep" in items:
+            select.select([], [], [], 0.3)
         if "hang" in items:
             signal.pause()
+        if "grow" in items:
+            self.kept += bytearray(b"x") * 2**26
+        if "hog" in items:
+            self.kept += bytearray(b"x") * 2**28
+            signal.pause()
+        if len(items) > self.most:
+            raise Memory
         if "short" in items:
             return []
         if "print" in items:
@@ -30,12 +42,22 @@ class Toy:
         return [json.dumps([item, os.getpid()]).encode() for item in items]
 
 
-def load(refuse: bool = False, crash: bool = False) -> Any:
+class Memory(MemoryError):
+    """numpy's and torch's have names of their own as well."""
+
+
+def load(refuse: bool = False, crash: bool = False, most: int = 1000, device: str = "", only: str = "") -> Any:
+    if only and device != only:
+        raise ModelError(f"there is no device {device}", f"there is {only}")
     if refuse:
         raise ModelError("this directory holds no model", "expected one")
     if crash:
         sys.exit(3)
-    return Toy()
+    return Toy(device, most)
+
+
+def on_cpu() -> Any:
+    return Toy("cpu", 1000)
 
 
 def fail() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ from carpool.core.batch import Batch
 from carpool.core.isolation import Quarantine, halves
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge
-from tests.core.support import echo, fails_on, make, must_take, serve_all, submit
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Crashed
+from tests.core.support import Simulation, echo, fails_on, make, must_take, serve_all, submit
 
 
 def singles(scheduler: Scheduler, items: Sequence[Any], now: float = 0.0) -> list[Request]:
@@ -180,3 +180,56 @@ def test_the_quarantine_is_bounded() -> None:
     assert quarantine.find(0.0, 0) is None
     assert quarantine.find(0.0, 4999) is not None
     assert len(quarantine.known) <= 1024
+
+
+def dies_of(*deadly: Any) -> Callable[[Batch], list[Any] | BaseException]:
+    """A backend whose processes die of these items."""
+    return lambda batch: Crashed("it died") if set(deadly) & set(batch.items) else echo(batch)
+
+
+def run_together(simulation: Simulation, items: Sequence[Any]) -> None:
+    """All arrive before the first batch leaves."""
+    *first, last = [Request([item], key=item) for item in items]
+    for request in first:
+        simulation.scheduler.submit(0.0, request)
+    simulation.run([(0.0, last)])
+
+
+def test_a_batch_that_one_process_died_over_is_run_again_whole() -> None:
+    """One death proves nothing: somebody may have killed it."""
+    deaths = iter([True])
+    simulation = Simulation(make(8), lambda batch: Crashed("it died") if next(deaths, False) else echo(batch))
+    run_together(simulation, range(8))
+    assert [(len(batch), batch.reason) for batch in simulation.batches][1:] == [(8, "retry")]
+    assert all(request.error is None for request in simulation.ended)
+
+
+@pytest.mark.parametrize("others", [0, 7])
+def test_an_item_that_two_processes_died_of_is_named_and_not_run_again(others: int) -> None:
+    """Its companions are answered; alone or not, it may kill no more for a minute."""
+    scheduler = make(8)
+    simulation = Simulation(scheduler, dies_of("bad"))
+    items = ["bad", *range(others)]
+    run_together(simulation, items)
+    (error,) = [request.error for request in simulation.ended if request.error is not None]
+    assert isinstance(error, BatchFailed)
+    assert "kills the worker process" in str(error)
+    assert len(simulation.ended) == len(items)
+    with pytest.raises(BatchFailed):
+        submit(scheduler, 30.0, "bad", key="bad")
+
+
+def test_a_backend_whose_processes_always_die_is_not_searched_to_the_end() -> None:
+    """It is an outage after both halves, and both halves of one: twice the whole and four parts."""
+    simulation = Simulation(make(32), dies_of(*range(32)))
+    run_together(simulation, range(32))
+    assert len(simulation.batches) == 6
+    assert all(isinstance(request.error, Crashed) for request in simulation.ended)
+
+
+def test_without_isolation_a_deadly_batch_is_run_twice_and_then_fails_whole() -> None:
+    """Who turns the search off turns it off for this too."""
+    simulation = Simulation(make(8, isolate=False), dies_of(3))
+    run_together(simulation, range(8))
+    assert len(simulation.batches) == 2
+    assert all(isinstance(request.error, Crashed) for request in simulation.ended)

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from carpool.engines.text_embedding import TextEmbedding, available_cores, load
+from carpool.engines.base import available_cores
+from carpool.engines.text_embedding import TextEmbedding, load
 from carpool.errors import MissingExtra, ModelError
 from tests.engines import tiny_onnx
 from tests.engines.conftest import ENGINES, Embed, MakeModel

@@ -41,6 +41,21 @@ def same_as_mask() -> bytes:
     )
 
 
+def doubled(*shape: int | str, outputs: int = 1, inputs: int = 1) -> bytes:
+    """A network that returns twice its tensor of this shape, once or more; a size with a name may be any."""
+    nodes = b"".join(_node("Add", ["x0", f"x{inputs - 1}"], f"y{place}") for place in range(outputs))
+    graph = nodes + _field(2, b"tiny")
+    graph += b"".join(_shaped(11, f"x{place}", shape) for place in range(inputs))
+    graph += b"".join(_shaped(12, f"y{place}", shape) for place in range(outputs))
+    return _whole(graph)
+
+
+def _shaped(field: int, name: str, shape: tuple[int | str, ...]) -> bytes:
+    sizes = [_number(1, size) if isinstance(size, int) else _field(2, size.encode()) for size in shape]
+    tensor = _number(1, _FLOAT) + _field(2, b"".join(_field(1, size) for size in sizes))
+    return _field(field, _field(1, name.encode()) + _field(2, _field(1, tensor)))
+
+
 def _lookup(ids: str, mask: str, output: str) -> bytes:
     nodes = _node("Gather", ["table", ids], "found") + _node("Gather", ["keep", mask], "kept_or_not")
     return nodes + _node("Mul", ["found", "kept_or_not"], output)
@@ -53,6 +68,10 @@ def _model(nodes: bytes, inputs: tuple[str, ...], outputs: dict[str, int], eleme
     graph += _tensor("axis", np.array([1], dtype=np.int64), _INT64)
     graph += b"".join(_value(11, name, _INT64, rank=2) for name in inputs)
     graph += b"".join(_value(12, name, element, rank) for name, rank in outputs.items())
+    return _whole(graph)
+
+
+def _whole(graph: bytes) -> bytes:
     return _number(1, 8) + _field(8, _number(2, 13)) + _field(7, graph)
 
 

@@ -22,7 +22,7 @@ from carpool.wire import predict
 
 def test_data_in_result_out() -> None:
     """The result is the model's own JSON; every reply has an id of its own and the time in seconds."""
-    assert predict.decode_predict(b'{"data": "a text"}').items == (b'"a text"',)
+    assert predict.decode_text(b'{"data": "a text"}').items == (b'"a text"',)
     first, second = (json.loads(b"".join(predict.encode_prediction([b"[1, 2]"], 0.25))) for _ in range(2))
     assert first["result"] == [1, 2]
     assert first["processing_time"] == 0.25
@@ -33,7 +33,7 @@ def test_data_in_result_out() -> None:
 def test_bad_input(body: bytes) -> None:
     """What the model does not take is the caller's fault."""
     with pytest.raises(BadInput, match="expected"):
-        predict.decode_predict(body)
+        predict.decode_text(body)
 
 
 @pytest.mark.parametrize(

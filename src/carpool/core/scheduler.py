@@ -34,6 +34,7 @@ from carpool.errors import (
     BatchFailed,
     BatchTooLarge,
     CallerError,
+    Crashed,
     Overloaded,
     ShuttingDown,
     TimedOut,
@@ -44,6 +45,7 @@ from carpool.errors import (
 _RETURN_WINDOW = 0.5  # of a batch's time: who comes later than that after its end was not waiting for it
 _EARLY = 0.001  # seconds: a batch leaves so much too early rather than wait for a timer that is no finer
 _LATE = 1.1  # times the predicted time of the next batch must fit before a deadline when it leaves
+_KILLS = 2  # worker processes that ended over a batch: then it is what is in the batch
 _URGENT = 0.5  # of a batch may go to the most urgent, past the order of the queue
 
 
@@ -484,12 +486,16 @@ class Scheduler:
         elif batch.search is not None:
             search.failures += 1
         self._note_health(now, replica, error, search)
-        if isinstance(error, _LOST) and not isinstance(error, ShuttingDown) and self._reruns.again(now, batch):
+        kills = isinstance(error, Crashed) and batch.tries >= _KILLS
+        is_lost = isinstance(error, _LOST) and not (kills or isinstance(error, ShuttingDown))
+        if is_lost and self._reruns.again(now, batch):
             return
-        if self._may_split(batch, error, search):
+        if self._may_split(batch, error, search, kills):
             self._reruns.in_halves(now, batch, search)
             return
-        if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and search.successes:
+        if kills and len(batch) == 1:
+            error = _deadly(error)
+        if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and (search.successes or kills):
             ((request, _, _),) = batch.parts
             if request.key is not None:
                 self._quarantine.add(now, _identity(request), error)
@@ -507,12 +513,12 @@ class Scheduler:
         else:
             replica.breaker.failed(now)
 
-    def _may_split(self, batch: Batch, error: BaseException, search: Search) -> bool:
+    def _may_split(self, batch: Batch, error: BaseException, search: Search, kills: bool) -> bool:
         if len(batch) == 1 or search.is_outage:
             return False
         if isinstance(error, BatchTooLarge):
             return True
-        isolate = self._policy.isolate and isinstance(error, BatchFailed)
+        isolate = self._policy.isolate and (kills or isinstance(error, BatchFailed))
         return isolate and self._isolation_budget.spend(2)
 
     # -- how a request ends --------------------------------------------------------------------------------
@@ -594,6 +600,13 @@ _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a lat
 def _identity(request: Request) -> Hashable:
     """What requests for the same computation have in common."""
     return request.key if request.group is None else (request.group, request.key)
+
+
+def _deadly(error: BaseException) -> BatchFailed:
+    """The error of an item that worker processes die of, also when it is alone."""
+    return BatchFailed(
+        "this input kills the worker process", f"more than once, the last time alone: {error.args[0]}"
+    )
 
 
 def _no_replica() -> Unavailable:

@@ -6,6 +6,7 @@ implement. Nothing here knows either library, or what the tensors mean.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,6 +77,11 @@ class Sessions:
 
     solo: Session
     shared: Session
+
+
+def available_cores() -> int:
+    """How many cores this process may use: its affinity where the platform has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_output(names: Sequence[str]) -> int:

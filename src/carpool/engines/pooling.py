@@ -5,6 +5,7 @@ It knows no library but numpy and orjson, and not how the states were computed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Pool: TypeAlias = "Callable[[Floats, Ints], Floats]"
 
+_LAYERS = ("Transformer", "Pooling", "Normalize")
 _SMALLEST_NORM = np.float32(1e-12)  # what torch.nn.functional.normalize divides by at least
 
 
@@ -52,6 +54,20 @@ def read_pooling(directory: Path) -> Pool:
         names = " and ".join(asked) or "no pooling"
         raise ModelError(f"{path} asks for {names}", f"expected: one of {', '.join(_POOLS)}")
     return _POOLS[asked[0]]
+
+
+def refuse_layers(directory: Path) -> None:
+    """Refuse a sentence-transformers model with layers behind the pooling, which would be left out."""
+    path = directory / "modules.json"
+    if not path.exists():
+        return
+    try:
+        kinds = [str(layer["type"]).rpartition(".")[2] for layer in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read", str(error)) from error
+    for kind in kinds:
+        if kind not in _LAYERS:
+            raise ModelError(f"{path} asks for a layer {kind}", f"expected: {', '.join(_LAYERS)}")
 
 
 def normalise(vectors: Floats) -> Floats:

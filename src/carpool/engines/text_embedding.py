@@ -5,7 +5,6 @@ It joins the parts and knows none of their libraries but numpy: which one comput
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from carpool.engines import grouping, pooling
-from carpool.engines.base import EngineInfo, Session, Sessions
+from carpool.engines.base import EngineInfo, Session, Sessions, available_cores
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
 from carpool.wire.call import EMBED, Call, CountedJson, Scalar
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
 Items: TypeAlias = "Sequence[str | list[int]]"
 Parameters: TypeAlias = "Mapping[str, Scalar]"
 Finish: TypeAlias = "Callable[[Floats], list[Any]]"
-EngineName: TypeAlias = Literal["auto", "openvino", "onnxruntime"]
+EngineName: TypeAlias = Literal["auto", "openvino", "onnxruntime", "torch"]
+
+_EXPECTED = "a model is a tokenizer.json, and a model.onnx or a config.json and a model.safetensors"
 
 _REQUIRED = frozenset({"input_ids", "attention_mask"})
 _KNOWN = _REQUIRED | {"token_type_ids"}
@@ -183,20 +184,20 @@ def _refuse_prompt(parameters: Parameters) -> None:
 
 
 def load(directory: str | Path, engine: EngineName = "auto", threads: int = 0) -> TextEmbedding:
-    """The model in a directory with model.onnx and tokenizer.json, ready and warm.
+    """The model in a directory with tokenizer.json and model.onnx or model.safetensors, ready and warm.
 
-    With "auto" it runs on OpenVINO where that is installed, else on ONNX Runtime. 0 threads means one for
-    each core that this process may use.
+    With "auto" an ONNX file runs on OpenVINO where that is installed, else on ONNX Runtime, and other weights
+    on torch. 0 threads means one for each core that this process may use.
     """
     directory = Path(directory)
-    model = directory / "model.onnx"
-    for path in (model, directory / "tokenizer.json"):
-        if not path.is_file():
-            raise ModelError(f"{path} does not exist", "a model is a model.onnx and a tokenizer.json")
+    model = _weights(directory, engine)
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelError(f"{directory / 'tokenizer.json'} does not exist", _EXPECTED)
+    pooling.refuse_layers(directory)
     tokenizer = read_tokenizer(directory)
     pool = pooling.read_pooling(directory)
     threads = threads or available_cores()
-    sessions = _opener(engine)(model, threads)
+    sessions = (_opener(engine) if model.suffix == ".onnx" else _torch_opener(engine))(model, threads)
     dimensions = _dimensions(model, sessions.solo, tokenizer)
     info = EngineInfo(sessions.solo.engine, "text", dimensions, tokenizer.max_tokens, threads)
     embedding = TextEmbedding(tokenizer, pool, sessions, info)
@@ -204,9 +205,14 @@ def load(directory: str | Path, engine: EngineName = "auto", threads: int = 0) -
     return embedding
 
 
-def available_cores() -> int:
-    """How many cores this process may use: its affinity where the platform has one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _weights(directory: Path, engine: EngineName) -> Path:
+    """The ONNX file, or the directory itself where its weights are torch's."""
+    for path in (directory / "model.onnx", directory / "onnx" / "model.onnx"):
+        if path.is_file() and engine != "torch":
+            return path
+    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+        return directory
+    raise ModelError(f"{directory / 'model.onnx'} does not exist", _EXPECTED)
 
 
 def pad(rows: Sequence[Sequence[int]], tokenizer: TextTokenizer) -> tuple[Ints, Ints]:
@@ -245,6 +251,16 @@ def _opener(engine: EngineName) -> Callable[[Path, int], Sessions]:
             with suppress(MissingExtra):
                 return _opener("onnxruntime")
             raise MissingExtra("openvino", "local")
+        case "torch":
+            raise ModelError("torch runs no ONNX file", "allowed: auto, openvino, onnxruntime")
+
+
+def _torch_opener(engine: EngineName) -> Callable[[Path, int], Sessions]:
+    from carpool.engines import torch_text
+
+    if engine == "onnxruntime":
+        raise ModelError("onnxruntime runs no torch weights", "allowed: auto, torch, openvino")
+    return torch_text.open_converted if engine == "openvino" else torch_text.open_sessions
 
 
 def _dimensions(model: Path, session: Session, tokenizer: TextTokenizer) -> int:

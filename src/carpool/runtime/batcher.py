@@ -109,9 +109,18 @@ class Batcher(Generic[In, Out]):
         await self.close()
 
     async def start(self) -> None:
-        """Get the backends ready. A batcher of a plain function needs no start."""
-        for number, backend in list(self._backends.items()):
-            await self._start_one(number, backend)
+        """Get the backends ready, all at once. A batcher of a plain function needs no start.
+
+        Where there are several, one that cannot be started leaves the others to serve.
+        """
+        starts = (self._start_one(number, backend) for number, backend in self._backends.items())
+        failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
+        if failures and len(failures) == len(self._backends):
+            for backend in self._backends.values():
+                await backend.close()
+            raise failures[0]
+        for failure in failures:
+            logger.error("one of several backends cannot be started", exc_info=failure)
 
     async def add(self, backend: Backend[In, Out]) -> None:
         """Another place where batches run, from now on."""
@@ -234,8 +243,10 @@ class Batcher(Generic[In, Out]):
                 self._kick_soon(asyncio.get_running_loop())
 
         changed()  # it may say by now that it is not ready
-        await backend.start(changed)
-        changed()
+        try:
+            await backend.start(changed)
+        finally:
+            changed()
 
     async def _submit(
         self, items: list[Any], timeout: float | None, tenant: str, priority: Priority

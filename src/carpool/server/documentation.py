@@ -16,13 +16,15 @@ from carpool.errors import CarpoolError
 from carpool.wire.base import JSON, Reply, Route
 
 _ERROR = "Refused or failed."
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def request_body(route: Route) -> dict[str, Any]:
     """The body of a batched route, with an example for each dialect that meets there."""
     schemas = route.request_schema.get("anyOf", [route.request_schema])
     examples = {", ".join(schema["required"]): {"value": example_of(schema)} for schema in schemas}
-    return {"required": True, "content": {JSON: {"schema": route.request_schema, "examples": examples}}}
+    content: dict[str, Any] = {JSON: {"schema": route.request_schema, "examples": examples}}
+    return {"required": True, "content": content | dict.fromkeys(route.media_types, _BINARY)}
 
 
 def responses(route: Route) -> dict[int | str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from carpool.backends.base import Backend
 from carpool.errors import NotFound, Unavailable
@@ -18,6 +18,8 @@ from carpool.server.passthrough import PassThrough
 from carpool.wire.base import EncodedJson
 
 logger = logging.getLogger(__name__)
+
+Takes = Literal["text", "data"]
 
 OWN = "/models/"  # on which paths a model has what is its own: all under its name
 
@@ -29,7 +31,8 @@ class ServedModel:
     """A model with its queue. Items and results are JSON.
 
     `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
-    time are computed once. `passthrough` is there in front of an upstream, for what is not served here.
+    time are computed once. What it `takes` at `/predict` is a text, or any data, of which only it knows more.
+    `passthrough` is there in front of an upstream, for what is not served here.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ServedModel:
     backends: Sequence[Backend[bytes, EncodedJson]]
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
+    takes: Takes = "text"
     passthrough: PassThrough | None = None
 
     def told(self) -> dict[str, Any]:

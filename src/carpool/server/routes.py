@@ -66,7 +66,12 @@ def batched_routes(service: Service) -> tuple[Route, ...]:
 def _routes_of(model: ServedModel, serves: Callable[[str], bool]) -> tuple[Route, ...]:
     """What a model can do, on the paths on which it does it where it is the default one."""
     embeddings = openai_routes.embeddings(model.name, serves)
-    return (*_EVERYWHERE, embeddings, *(_LOCAL if model.passthrough is None else ()))
+    everywhere: tuple[Route, ...] = _EVERYWHERE
+    if model.takes == "data":
+        everywhere = tuple(
+            [predict.PREDICT_DATA if route.path == predict.PREDICT.path else route for route in everywhere]
+        )
+    return (*everywhere, embeddings, *(_LOCAL if model.passthrough is None else ()))
 
 
 def nearest_dialect(path: str, routes: Iterable[Route] = ()) -> Callable[[CarpoolError], Reply]:

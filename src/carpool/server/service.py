@@ -94,18 +94,23 @@ class Service:
     def health(self) -> Reply:
         """The reply to `GET /health`: with several models, each of them is in it."""
         if self.models.only is not None:
-            return native.encode_health(self.trouble(), int(time.time()), _upstreams(self.models.only))
+            return _health(self.models.only, self.trouble())
         loading = self.models.loading()
         models = [
-            native.ModelHealth(model.name, self.models.trouble(model), _upstreams(model), model.name in loading)
+            native.ModelHealth(
+                model.name,
+                self.models.trouble(model),
+                upstreams=_upstreams(model),
+                replicas=_replicas(model),
+                is_loading=model.name in loading,
+            )
             for model in self.models
         ]
         return native.encode_health(self.trouble(), int(time.time()), models=models)
 
     def model_health(self, name: str) -> Reply:
         """The same for one model."""
-        upstreams = _upstreams(self.models.find(name))
-        return native.encode_health(self.model_trouble(name), int(time.time()), upstreams)
+        return _health(self.models.find(name), self.model_trouble(name))
 
     def serves(self, name: str) -> bool:
         """Whether a name means what is served here. Where it chooses among several, that is seen later."""
@@ -119,8 +124,9 @@ class Service:
         if route.by_head is not None:
             route = route.by_head(route, headers)
         media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type not in (JSON, route.media_type) and not media_type.endswith("+json"):
-            raise WrongType(f"content type {media_type} is not read here", f"allowed: {route.media_type}")
+        if media_type != JSON and media_type not in route.media_types and not media_type.endswith("+json"):
+            allowed = ", ".join((JSON, *route.media_types))
+            raise WrongType(f"content type {media_type} is not read here", f"allowed: {allowed}")
         length = headers.get("content-length", "")
         self.check_length(route, int(length) if length.isdigit() else 0)
         return route, read_terms(headers)
@@ -177,9 +183,20 @@ class Service:
         request.owner.cancel(request)
 
 
+def _health(model: ServedModel, trouble: str | None) -> Reply:
+    """The reply to `GET /health` where one model is asked for."""
+    return native.encode_health(trouble, int(time.time()), _upstreams(model), _replicas(model))
+
+
 def _upstreams(model: ServedModel) -> list[tuple[str, str | None]]:
     """The upstreams of a proxied model."""
     return [] if model.passthrough is None else [_state(each) for each in model.batcher.replicas()]
+
+
+def _replicas(model: ServedModel) -> list[tuple[str, str | None]]:
+    """The worker processes of a local model, where it has several."""
+    states = [] if model.passthrough is not None else [_state(each) for each in model.batcher.replicas()]
+    return states if len(states) > 1 else []
 
 
 def _state(upstream: ReplicaStatus) -> tuple[str, str | None]:

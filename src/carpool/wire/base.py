@@ -78,7 +78,7 @@ class Route:
     took in seconds. `payload` says which of the body limits holds. `choose` is there where a path speaks
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
     body that begins with `opening`. `by_head` is there where the headers (lower-case names) say how a body is
-    to be read: it makes of this route the one that reads it, and raises `BadInput`. `media_type` is what it
+    to be read: it makes of this route the one that reads it, and raises `BadInput`. `media_types` are those it
     reads beside JSON. `model` is there where the path is one model's own. The rest is for the documentation:
     `plain` are the statuses whose body may be plain text.
     """
@@ -96,7 +96,7 @@ class Route:
     choose: Callable[[bytes], Route] | None = None
     opening: bytes = b""
     by_head: Callable[[Route, Mapping[str, str]], Route] | None = None
-    media_type: str = JSON
+    media_types: tuple[str, ...] = ()
     model: str = ""
     plain: tuple[int, ...] = ()
 

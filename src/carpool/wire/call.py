@@ -14,6 +14,7 @@ knows no dialect: the names here are the ones that Text Embeddings Inference gav
     similarity       a text                        a number: how similar it is to `source_sentence`
     tokenize         a text                        [{"id": 7, "text": "a", "special": false, ...}, ...]
     decode           token ids                     a text
+    infer            a body: see `payload.py`      whatever the model returns for it
 
 Items and results are JSON: a text is `b'"text"'`, token ids are `b"[101, 102]"`.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Self
 
 Operation = Literal[
-    "embed", "embed_all", "embed_sparse", "predict", "rerank", "similarity", "tokenize", "decode"
+    "embed", "embed_all", "embed_sparse", "predict", "rerank", "similarity", "tokenize", "decode", "infer"
 ]
 Scalar = str | int | float | bool
 
@@ -48,6 +49,7 @@ class Call(NamedTuple):
 
 
 EMBED = Call()
+INFER = Call("infer")
 
 
 class CountedJson(bytes):

@@ -81,7 +81,7 @@ def _by_head(model: str, route: Route, headers: Mapping[str, str]) -> Route:
     if header is None:
         return route
     decode = partial(_decode_binary, model, binary.read_length(header))
-    return replace(route, decode=decode, media_type=binary.MEDIA_TYPE)
+    return replace(route, decode=decode, media_types=(binary.MEDIA_TYPE,))
 
 
 def _decode(model: str, body: bytes) -> Ask:

@@ -23,11 +23,12 @@ def encode_error(error: CarpoolError) -> Reply:
 
 
 class ModelHealth(NamedTuple):
-    """One of several models in `GET /health`; `upstreams` are names, each with its trouble."""
+    """One of several models in `GET /health`; `upstreams` and `replicas` as in `encode_health`."""
 
     name: str
     trouble: str | None
     upstreams: Sequence[tuple[str, str | None]]
+    replicas: Sequence[tuple[str, str | None]]
     is_loading: bool
 
     def told(self) -> dict[str, Any]:
@@ -35,26 +36,25 @@ class ModelHealth(NamedTuple):
         body: dict[str, Any] = {"name": self.name, "status": "loading" if self.is_loading else "healthy"}
         if self.trouble is not None and not self.is_loading:
             body |= {"status": "unhealthy", "reason": self.trouble}
-        if self.upstreams:
-            body["upstreams"] = [_upstream_health(*each) for each in self.upstreams]
-        return body
+        return body | _states("upstreams", "url", self.upstreams) | _states("replicas", "name", self.replicas)
 
 
 def encode_health(
     trouble: str | None,
     timestamp: int,
     upstreams: Sequence[tuple[str, str | None]] = (),
+    replicas: Sequence[tuple[str, str | None]] = (),
     models: Sequence[ModelHealth] = (),
 ) -> Reply:
-    """The reply to `GET /health`: 200, or 503 with the reason; `upstreams` are names, each with its trouble.
+    """The reply to `GET /health`: 200, or 503 with the reason.
 
-    Of several models some can serve while others cannot: that is 200, and "degraded".
+    `upstreams` are URLs, `replicas` the names of worker processes, each with its trouble. Of several models
+    some can serve while others cannot: that is 200, and "degraded".
     """
     body: dict[str, Any] = {"status": "healthy", "timestamp": timestamp, "service": "carpool"}
     if any(model.trouble is not None for model in models):
         body["status"] = "degraded"
-    if upstreams:
-        body["upstreams"] = [_upstream_health(name, reason) for name, reason in upstreams]
+    body |= _states("upstreams", "url", upstreams) | _states("replicas", "name", replicas)
     if models:
         body["models"] = [model.told() for model in models]
     if trouble is None:
@@ -62,9 +62,15 @@ def encode_health(
     return json_reply(body | {"status": "unhealthy", "reason": trouble}, 503)
 
 
-def _upstream_health(name: str, reason: str | None) -> dict[str, str]:
-    well = {"url": name, "status": "healthy"}
-    return well if reason is None else well | {"status": "unhealthy", "reason": reason}
+def _states(kind: str, key: str, states: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """A list of what there is several of, by its names; nothing, where there is nothing to list."""
+    told = [
+        {key: name, "status": "healthy"}
+        if reason is None
+        else {key: name, "status": "unhealthy", "reason": reason}
+        for name, reason in states
+    ]
+    return {kind: told} if told else {}
 
 
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}

@@ -1,15 +1,30 @@
-"""The model server's dialect: `{"data": ...}` in, `{"result": ...}` out, errors as `{"detail": "..."}`."""
+"""The model server's dialect: `{"data": ...}` in, `{"result": ...}` out, errors as `{"detail": "..."}`.
+
+There are two routes, of which a server has one: where the model takes a text, and where it takes anything else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from carpool.errors import BackendError, BadInput, CarpoolError, TimedOut
+from carpool.wire import payload
 from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply
 
-decode_predict = TextField("data").ask  # the models served so far take a text
+decode_text = TextField("data").ask
+decode_data = partial(payload.ask, b"")  # read in the worker: it may be megabytes of numbers
+
+
+def _by_head(route: Route, headers: Mapping[str, str]) -> Route:
+    """A body that is not JSON goes to the worker behind a head that says how to read it."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in payload.MEDIA_TYPES:
+        return route
+    return replace(route, decode=partial(payload.ask, payload.head(media_type, headers)))
 
 
 def encode_prediction(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
@@ -44,7 +59,7 @@ ERROR_SCHEMA: dict[str, Any] = {
 PREDICT = Route(
     path="/predict",
     payload="data",
-    decode=decode_predict,
+    decode=decode_text,
     encode=encode_prediction,
     encode_error=encode_error,
     statuses=(413, 415, 422, 429, 500, 503),
@@ -64,4 +79,19 @@ PREDICT = Route(
         },
     },
     error_schema=ERROR_SCHEMA,
+)
+
+PREDICT_DATA = replace(
+    PREDICT,
+    decode=decode_data,
+    by_head=_by_head,
+    media_types=payload.MEDIA_TYPES,
+    summary="One input in, the model's result out: JSON, or the bytes of a tensor or an image.",
+    request_schema={
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"description": "what the model takes", "example": [0.5, 1.5]}},
+    },
+    response_schema=PREDICT.response_schema
+    | {"properties": PREDICT.response_schema["properties"] | {"result": {"description": "what it returns"}}},
 )

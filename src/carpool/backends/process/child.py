@@ -1,87 +1,155 @@
 """The worker process: one model, one batch at a time, until the parent hangs up.
 
 It is blocking code on one socket, on purpose: what a model does must never share a thread with an event
-loop. Run as `python -m carpool.backends.process.child FD`.
+loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY`, two file descriptors.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeGuard
 
 import msgspec
 
 from carpool.backends.process import frames
-from carpool.errors import BadInput, CarpoolError, Unsupported
+from carpool.backends.process.shared import Reader
+from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import CountedJson
+
+# C++'s own words, CUDA's, and ONNX Runtime's.
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
 
 
 class Model(Protocol):
     """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item.
 
     A model that can do more than one thing takes a `Call` as a second argument, where the usual is not what is
-    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, or a `BadInput` for
-    an item that it will not take.
+    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, a `BadInput` for
+    an item that it will not take, or another exception where it failed on that item alone. Items are values;
+    asked to `infer`, they are bytes, as `wire/payload.py` has them, which are not to be kept: they may lie in
+    memory where the next batch will be.
     """
 
     @property
     def info(self) -> dict[str, Any]: ...  # noqa: D102
 
-    def run(self, items: Sequence[Any], /) -> Sequence[bytes | BadInput]: ...  # noqa: D102
+    def run(self, items: Sequence[Any], /) -> Sequence[bytes | Exception]: ...  # noqa: D102
 
 
-def serve(connection: socket.socket) -> None:
+class Link:
+    """The worker's end of what it shares with the parent: a socket, and memory for what is large."""
+
+    def __init__(self, connection: socket.socket, memory: Reader) -> None:
+        self._connection = connection
+        self._memory = memory
+
+    def read(self) -> tuple[frames.ToChild, memoryview] | None:
+        """The next message and the items that belong to it; `None` once the parent has hung up."""
+        if (prefix := self._read(frames.PREFIX_BYTES)) is None:
+            return None
+        length, payload = frames.lengths(prefix)
+        if (body := self._read(length)) is None or (items := self._read(payload)) is None:
+            return None
+        message = frames.decode_to_child(body)
+        if isinstance(message, frames.Run) and message.is_shared:
+            items = self._memory.read(sum(message.sizes))
+        return message, items
+
+    def send(self, message: frames.FromChild) -> None:
+        """A message to the parent."""
+        self._connection.sendall(frames.encode(message))
+
+    def _read(self, length: int) -> memoryview | None:
+        """So many bytes, in memory of their own; `None` if the parent hangs up before."""
+        buffer = memoryview(bytearray(length))
+        read = 0
+        while read < length:
+            if not (count := self._connection.recv_into(buffer[read:])):
+                return None
+            read += count
+        return buffer.toreadonly()
+
+
+def serve(link: Link) -> None:
     """Load the model that the parent asks for, then run its batches until it hangs up."""
-    with connection, connection.makefile("rb") as stream:
-
-        def read() -> frames.ToChild | None:
-            prefix = stream.read(frames.LENGTH_BYTES)
-            return frames.decode_to_child(stream.read(frames.body_length(prefix))) if prefix else None
-
-        request = read()
-        if not isinstance(request, frames.Load):
-            return
-        try:
-            model = load(request.loader, request.arguments)
-        except Exception as error:
-            connection.sendall(frames.encode(_refusal(error)))
-            return
-        connection.sendall(frames.encode(frames.Ready(model.info)))
-        while isinstance(request := read(), frames.Run):
-            connection.sendall(frames.encode(answer(model, request)))
+    request = link.read()
+    if request is None or not isinstance(what := request[0], frames.Load):
+        return
+    try:
+        if what.cores:  # before anything is imported that counts them
+            os.sched_setaffinity(0, what.cores)
+        model = load(what.loader, what.arguments, what.device)
+    except Exception as error:
+        link.send(_refusal(error))
+        return
+    link.send(frames.Ready(model.info))
+    while (request := link.read()) is not None:
+        batch, payload = request
+        if isinstance(batch, frames.Run):
+            link.send(answer(model, batch, frames.cut(payload, batch.sizes)))
 
 
-def load(loader: str, arguments: dict[str, Any]) -> Model:
-    """Import "module:function" and call it."""
-    module, _, function = loader.partition(":")
-    model: Model = getattr(importlib.import_module(module), function)(**arguments)
+def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:
+    """Import "module:function" and call it; with the device, where it takes one."""
+    module, _, name = loader.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if _takes_device(function):
+        arguments = {**arguments, "device": device} if device else arguments
+    elif device not in ("", "cpu"):
+        raise ModelError(f"the model cannot run on {device}", "it runs on the CPU; leave out `devices`")
+    model: Model = function(**arguments)
     return model
 
 
-def answer(model: Model, batch: frames.Run) -> frames.FromChild:
+def _takes_device(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(each.name == "device" or each.kind is each.VAR_KEYWORD for each in parameters)
+
+
+def answer(model: Model, batch: frames.Run, items: Sequence[memoryview]) -> frames.FromChild:
     """Run one batch; whatever the model raises becomes a message."""
     asked = () if batch.call is None else (batch.call,)
     try:
-        return _answer(batch.number, model.run(msgspec.json.decode(batch.items), *asked))
+        are_bodies = batch.call is not None and batch.call.operation == "infer"
+        values = items if are_bodies else [msgspec.json.decode(item) for item in items]
+        return _answer(batch.number, model.run(values, *asked))
     except Unsupported as error:
         return frames.Rejected(batch.number, error.message, error.detail)
     except Exception as error:
-        return frames.Failed(batch.number, type(error).__name__, str(error))
+        return frames.Failed(batch.number, type(error).__name__, str(error), _is_out_of_memory(error))
 
 
-def _answer(number: int, results: Sequence[bytes | BadInput]) -> frames.Answer:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error and numpy's, torch's, and what native libraries say who have no type for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
     return frames.Answer(
         number,
-        [b"" if isinstance(result, BadInput) else bytes(result) for result in results],
+        [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [result.tokens if isinstance(result, CountedJson) else 0 for result in results]
         if any(isinstance(result, CountedJson) for result in results)
         else [],
         {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
+        {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
     )
+
+
+def _is_failure(result: bytes | Exception) -> TypeGuard[Exception]:
+    return isinstance(result, Exception) and not isinstance(result, BadInput)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _refusal(error: Exception) -> frames.Refused:
@@ -91,13 +159,14 @@ def _refusal(error: Exception) -> frames.Refused:
 
 
 def main() -> None:
-    """Serve on the file descriptor that the parent has passed."""
+    """Serve on the file descriptors that the parent has passed: a socket's and its shared memory's."""
     # The parent decides when to stop, by hanging up: a signal to the whole process group (Ctrl-C, a service
     # manager) must not kill the worker before everything that was admitted is answered.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        serve(socket.socket(fileno=int(sys.argv[1])))
+        with socket.socket(fileno=int(sys.argv[1])) as connection:
+            serve(Link(connection, Reader(int(sys.argv[2]))))
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the parent is gone, and with it everyone who could want an answer
 

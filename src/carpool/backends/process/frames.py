@@ -1,24 +1,34 @@
 """What parent and child say to each other, as bytes. No I/O.
 
-A frame is a length (4 bytes, little-endian) and a MessagePack message of that length.
+A frame is two lengths, a MessagePack message of the first, and a payload of the second: the items of a batch as
+they are, which are not copied into a message.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from struct import Struct
 from typing import Any
 
 import msgspec
 
 from carpool.wire.call import Call
 
-LENGTH_BYTES = 4
+_PREFIX = Struct("<IQ")
+PREFIX_BYTES = _PREFIX.size
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
-    """To the child, first and once: import `loader` ("module:function") and call it with `arguments`."""
+    """To the child, first and once: import `loader` ("module:function") and call it with `arguments`.
+
+    The model is to run on `device`, where one is named, and the process on these cores alone, where some are.
+    """
 
     loader: str
     arguments: dict[str, Any]
+    device: str = ""
+    cores: list[int] = []
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -35,27 +45,30 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
-    """To the child: run these items as one batch. They are one JSON array, each as its caller wrote it.
+    """To the child: run items of these sizes as one batch. They follow the message, or are in shared memory.
 
-    `call` says what is asked, where it is not the usual.
+    `call` says what is asked, where it is not the usual. Items are JSON, each as its caller wrote it, or, where
+    it asks to `infer`, bodies as `wire/payload.py` has them.
     """
 
     number: int
-    items: bytes
+    sizes: list[int]
     call: Call | None = None
+    is_shared: bool = False
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """From the child: one result per item of the batch `number`, JSON already.
 
     `tokens` counts those of each item, where the model counts; `refused` says by their places which items the
-    model would not take, and why.
+    model would not take, and why; `failed` on which items alone it failed, and how.
     """
 
     number: int
     results: list[bytes]
     tokens: list[int] = []
     refused: dict[int, str] = {}
+    failed: dict[int, str] = {}
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True):
@@ -67,11 +80,12 @@ class Rejected(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """From the child: the batch `number` failed whole with an exception of this kind."""
+    """From the child: the batch `number` failed whole with an exception of this kind, perhaps for its size."""
 
     number: int
     kind: str
     message: str
+    is_too_large: bool = False
 
 
 ToChild = Load | Run
@@ -82,18 +96,25 @@ _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
 
 
-def encode(message: ToChild | FromChild) -> bytes:
-    """The frame that carries a message."""
+def encode(message: ToChild | FromChild, payload: int = 0) -> bytes:
+    """The frame that carries a message, but for its payload, which is to follow: so many bytes."""
     body = _encoder.encode(message)
-    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+    return _PREFIX.pack(len(body), payload) + body
 
 
-def body_length(prefix: bytes) -> int:
-    """How many bytes follow a frame's first `LENGTH_BYTES`."""
-    return int.from_bytes(prefix, "little")
+def lengths(prefix: bytes | memoryview) -> tuple[int, int]:
+    """How many bytes of message follow a frame's first `PREFIX_BYTES`, and how many of payload follow those."""
+    message, payload = _PREFIX.unpack(prefix)
+    return message, payload
 
 
-def decode_to_child(body: bytes) -> ToChild:
+def cut(payload: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """The items that lie in a payload, one after the other."""
+    ends = list(accumulate(sizes, initial=0))
+    return [payload[start:end] for start, end in pairwise(ends)]
+
+
+def decode_to_child(body: bytes | memoryview) -> ToChild:
     """The message in a frame's body, at the child's end."""
     return _to_child.decode(body)
 

@@ -9,13 +9,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, shared
+from carpool.backends.process.placement import ANYWHERE, Place
+from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
 from carpool.errors import (
     BackendError,
@@ -23,6 +27,7 @@ from carpool.errors import (
     BatchFailed,
     BatchTooLarge,
     CarpoolError,
+    Crashed,
     ModelError,
     Unavailable,
     Unsupported,
@@ -32,8 +37,11 @@ from carpool.wire.call import Call, CountedJson
 logger = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
-_LONGEST_BACK_OFF = 30.0
-_OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}  # Python's own, and torch's
+_LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
+_FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
+_LOOK_SECONDS = 0.25  # between two looks at a worker's memory
+_PAGE = resource.getpagesize()
+_ALIVE = ""  # the fate of a worker that has none yet
 
 
 class Worker:
@@ -44,27 +52,32 @@ class Worker:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        memory: SharedMemory,
     ) -> None:
         self.process = process
         self.info: dict[str, Any] = {}
+        self.fate = _ALIVE
         self._reader = reader
         self._writer = writer
+        self._shared = memory
 
     @classmethod
     async def spawn(cls) -> Worker:
         """Start the process; it has loaded nothing yet."""
         ours, theirs = socket.socketpair()
+        memory = SharedMemory()
         with theirs:
+            passed = (theirs.fileno(), memory.fd)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "carpool.backends.process.child", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
+                *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
+                pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        return cls(process, *await asyncio.open_connection(sock=ours))
+        return cls(process, *await asyncio.open_connection(sock=ours), memory)
 
-    async def load(self, loader: str, arguments: dict[str, Any]) -> None:
+    async def load(self, what: frames.Load) -> None:
         """Load the model. Raises what the worker says is wrong with it."""
-        match await self.ask(frames.Load(loader, arguments)):
+        match await self.ask(what):
             case frames.Ready(info):
                 self.info = info
             case frames.Refused(message, detail):
@@ -72,19 +85,50 @@ class Worker:
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
-    async def ask(self, message: frames.ToChild) -> frames.FromChild:
-        """Send a message and wait for the reply. Raises `BackendError` if the worker dies."""
+    async def run(self, number: int, items: Sequence[bytes], call: Call | None) -> frames.FromChild:
+        """Run a batch; its items go through the socket, or through shared memory if they are large together."""
+        sizes = list(map(len, items))
+        if not shared.LEAST <= sum(sizes) <= shared.MOST:
+            return await self.ask(frames.Run(number, sizes, call), items)
+        await asyncio.to_thread(self._shared.write, items)
+        return await self.ask(frames.Run(number, sizes, call, is_shared=True))
+
+    async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
+        """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
+        if self._writer.is_closing():  # it has died, and a loop may refuse to write with an error of its own
+            raise self.crashed()
         try:
-            self._writer.write(frames.encode(message))
+            self._writer.writelines((frames.encode(message, sum(map(len, payload))), *payload))
             await self._writer.drain()
-            prefix = await self._reader.readexactly(frames.LENGTH_BYTES)
-            return frames.decode_from_child(await self._reader.readexactly(frames.body_length(prefix)))
+            length, _ = frames.lengths(await self._reader.readexactly(frames.PREFIX_BYTES))
+            return frames.decode_from_child(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise BackendError("the worker process died", "it is being replaced; try again") from error
+            raise self.crashed() from error
+
+    def crashed(self) -> Crashed:
+        """What became of it, for the callers of the batch that it ran."""
+        return Crashed(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
+
+    def memory(self) -> int:
+        """The bytes of memory that it has; 0 when it is gone."""
+        try:
+            pages = Path(f"/proc/{self.process.pid}/statm").read_bytes().split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * _PAGE
 
     def hang_up(self) -> None:
         """Tell the worker to finish: it exits when it has nothing left to read."""
         self._writer.close()
+
+    async def finish(self) -> None:
+        """Hang up and wait for its end; a model that does not let go is not waited for long."""
+        self.hang_up()
+        try:
+            await asyncio.wait_for(self.process.wait(), _FINISH_SECONDS)
+        except TimeoutError:
+            self.kill()
+            await self.process.wait()
 
     def kill(self) -> None:
         """End it now; harmless when it is dead.
@@ -100,16 +144,28 @@ class Worker:
 class ProcessBackend:
     """Runs batches in a worker process of its own, one at a time, and replaces the process when it dies.
 
-    The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns.
+    The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
+    and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
+    `max_memory` bytes.
     """
 
-    def __init__(self, loader: str, arguments: dict[str, Any]) -> None:
-        self.name = "worker"
+    def __init__(
+        self,
+        loader: str,
+        arguments: dict[str, Any],
+        place: Place = ANYWHERE,
+        *,
+        batch_timeout: float | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        self.name = place.name
         self.capacity = Capacity(in_flight=1)
         self.info: dict[str, Any] = {}
-        self._loader = loader
-        self._arguments = arguments
+        self._load = frames.Load(loader, arguments, place.device, list(place.cores))
+        self._batch_timeout = batch_timeout
+        self._max_memory = max_memory
         self._worker: asyncio.Future[Worker] | None = None  # pending while a worker starts
+        self._latest: Worker | None = None  # which may have ended meanwhile
         self._supervisor: asyncio.Task[None] | None = None
         self._trouble: str | None = "the model is not loaded yet"
         self._on_change: Callable[[], None] = lambda: None
@@ -118,12 +174,17 @@ class ProcessBackend:
         self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<ProcessBackend {self._loader}: {self._trouble or 'well'}>"
+        return f"<ProcessBackend {self._load.loader}: {self._trouble or 'well'}>"
 
     async def start(self, on_change: Callable[[], None]) -> None:
-        """Start the worker and load the model; raises what is wrong with it."""
+        """Start the worker and load the model; raises what is wrong with it, and tries again until `close`."""
         self._on_change = on_change
-        worker = await self._new_worker()
+        try:
+            worker = await self._new_worker()
+        except CarpoolError as error:
+            self._tell(str(error))
+            self._supervisor = asyncio.create_task(self._supervise(None))
+            raise
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
@@ -135,20 +196,22 @@ class ProcessBackend:
         """
         call = group if isinstance(group, Call) else None
         async with self._turn:
-            if self._worker is None:
-                raise Unavailable("the model is not loaded yet", "call start() first")
-            worker = await asyncio.shield(self._worker)
+            worker = await self._ready_worker()
             self._batches += 1
             number = self._batches
             try:
-                reply = await worker.ask(frames.Run(number, b"[" + b",".join(items) + b"]", call))
+                async with asyncio.timeout(self._batch_timeout):
+                    reply = await worker.run(number, items, call)
+            except TimeoutError:
+                self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
+                raise worker.crashed() from None
             except (asyncio.CancelledError, BackendError):
-                # It is dead, or it hangs, or nobody wants its answer: only a new one is sure to be idle. The
-                # next batch must wait for that one, and not fail on this one before its end is noticed.
-                worker.kill()
-                self._coming()
+                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
+                # wait for that one, and not fail on this one before its end is noticed.
+                self._end(worker, "died")
                 raise
             self._back_off = _FIRST_BACK_OFF
+            self._end_if_grown(worker)
             return _results(reply, number)
 
     async def close(self) -> None:
@@ -158,10 +221,8 @@ class ProcessBackend:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
         self._tell("closed")
-        if self._worker is not None and self._worker.done() and not self._worker.exception():
-            worker = self._worker.result()
-            worker.hang_up()
-            await worker.process.wait()
+        if self._latest is not None:
+            await self._latest.finish()
 
     def trouble(self) -> str | None:
         """Why there is no worker to run a batch."""
@@ -171,28 +232,69 @@ class ProcessBackend:
         self._trouble = trouble
         self._on_change()
 
-    async def _new_worker(self) -> Worker:
-        worker = await Worker.spawn()
+    async def _ready_worker(self) -> Worker:
+        """The worker that is there, or that will be there soon."""
+        if self._worker is None:
+            raise Unavailable("the model is not loaded yet", "call start() first")
         try:
-            await worker.load(self._loader, self._arguments)
+            async with asyncio.timeout(self._batch_timeout):
+                return await asyncio.shield(self._worker)
+        except TimeoutError:
+            raise Unavailable("no worker process", "it is being replaced; try again") from None
+
+    async def _new_worker(self) -> Worker:
+        spawning = asyncio.create_task(Worker.spawn())
+        try:
+            worker = await asyncio.shield(spawning)
+            await worker.load(self._load)
         except BaseException:
+            worker = await spawning  # to end it, it must be known: also where this was cancelled before it was
             worker.kill()
             worker.hang_up()
             await worker.process.wait()
             raise
+        self._latest = worker
         self.info = worker.info
         self._tell(None)
         return worker
 
-    async def _supervise(self, worker: Worker) -> None:
+    async def _supervise(self, worker: Worker | None) -> None:
         """Wait for the worker's end and replace it, for as long as this backend lives."""
         while True:
-            status = await worker.process.wait()
-            worker.hang_up()
-            self._coming()
-            self._tell(f"the worker process ended with status {status} and is being replaced")
-            logger.error("worker died", extra={"status": status, "pid": worker.process.pid})
+            if worker is not None:
+                status = await self._ended(worker)
+                worker.hang_up()
+                self._coming()
+                fate = f"{worker.fate or 'died'} (status {status})"
+                self._tell(f"the worker process {fate} and is being replaced")
+                logger.error("worker ended", extra={"fate": fate, "status": status, "pid": worker.process.pid})
             worker = await self._replace()
+
+    async def _ended(self, worker: Worker) -> int:
+        """Wait for the worker's end, and see meanwhile that it does not grow too large."""
+        watch = asyncio.create_task(self._watch_memory(worker))
+        try:
+            return await worker.process.wait()
+        finally:
+            watch.cancel()
+
+    async def _watch_memory(self, worker: Worker) -> None:
+        """Between batches it is seen to after each; this is for the batch that needs too much by itself."""
+        while self._max_memory is not None:
+            self._end_if_grown(worker)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _end_if_grown(self, worker: Worker) -> None:
+        if self._max_memory is not None and worker.memory() > self._max_memory:
+            self._end(worker, f"took more than {self._max_memory >> 20} MiB of memory")
+
+    def _end(self, worker: Worker, fate: str) -> None:
+        """End a worker; from now on everybody waits for the next one."""
+        if worker.fate == _ALIVE:
+            worker.fate = fate
+            worker.kill()
+            self._coming()
+            self._tell(f"the worker process {fate} and is being replaced")
 
     async def _replace(self) -> Worker:
         """A new worker, tried for with growing pauses. Batches wait for an attempt and share its failure."""
@@ -202,7 +304,7 @@ class ProcessBackend:
             coming = self._coming()
             try:
                 worker = await self._new_worker()
-            except CarpoolError as error:
+            except Exception as error:  # also of the system, where it has no process left to give
                 self._tell(f"the worker process cannot be replaced: {error}")
                 logger.exception("worker not replaced")
                 coming.set_exception(Unavailable("no worker process", str(error)))
@@ -225,8 +327,8 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
             return _paired(reply)
         case frames.Rejected(answered, message, detail) if answered == number:
             raise Unsupported(message, detail)
-        case frames.Failed(answered, kind, message) if answered == number:
-            failure = (BatchTooLarge if kind in _OUT_OF_MEMORY else BatchFailed)(f"the model raised {kind}")
+        case frames.Failed(answered, kind, message, is_too_large) if answered == number:
+            failure = (BatchTooLarge if is_too_large else BatchFailed)(f"the model raised {kind}")
             failure.__cause__ = RuntimeError(message)
             raise failure
         case _:
@@ -241,4 +343,6 @@ def _paired(answer: frames.Answer) -> list[Any]:
         results[place].tokens = tokens
     for place, message in answer.refused.items():
         results[place] = BadInput(message)
+    for place, message in answer.failed.items():
+        results[place] = BackendError("the model failed on this input", message)
     return results

@@ -1,0 +1,279 @@
+"""`carpool check`: whether a model's answers depend on their company, and how long its batches take.
+
+A batched model must answer an input as if it were alone. Padding that is not masked, a norm over the batch or a
+result in the wrong place break that, and show in no test that runs one input at a time. The model runs here in
+this process, by the call that its worker would make; nothing is known of it but its results, as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from carpool.backends.process import child
+from carpool.errors import ConfigError
+from carpool.models.spec import LocalModel
+from carpool.wire import payload
+from carpool.wire.call import EMBED, INFER, Call
+
+SIZES = (1, 2, 3, 4, 8, 16, 32)
+
+# The most that answers may differ, as a part of their own length: a cosine of 0.9999. Engines add in another
+# order for another shape, some in the 8 bits of bf16; padding that leaks makes more than that. Measured on
+# MiniLM: 1.2e-6 at most, on torch, ONNX Runtime and OpenVINO.
+TOLERANCE = 0.015
+
+_INPUTS = 12  # enough for every size to have company of every length
+_WORDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 4, 1)  # of the texts: what is padded is short beside long
+_FREE_SIZES = (8, 16, 24, 40)  # for a tensor's size that may be any
+_RUNS = 5
+_SECONDS_A_SIZE = 3.0
+_SUFFIXES = {".npy": payload.NPY, ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
+
+Run = Callable[[Sequence[Any]], Sequence[bytes | Exception]]
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """One way to be in a batch: the largest difference that it made, and to which input; or how it failed."""
+
+    name: str
+    difference: float = 0.0
+    place: int = 0
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found. `times` are the seconds of a batch by its size."""
+
+    tolerance: float
+    companies: list[Company] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    times: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong, in words."""
+        found = [f"{each.name}: {each.failure}" for each in self.companies if each.failure]
+        return found + [
+            f"{each.name}: the answer to input {each.place} differs by {each.difference:.3g} of its length"
+            for each in self.companies
+            if not each.failure and not each.difference <= self.tolerance
+        ]
+
+    def lines(self) -> Iterator[str]:
+        """The report as a person reads it."""
+        for place, reason in self.refused.items():
+            yield f"input {place} is refused when it is alone, and was left out: {reason}"
+        yield f"{'in company':<32} largest difference (allowed: {self.tolerance:g})"
+        for each in self.companies:
+            yield f"{each.name:<32} {each.failure or f'{each.difference:.2g}'}"
+        yield f"{'batch of':<10} {'ms':>9} {'ms each':>9} {'gain':>6}"
+        for size, seconds in self.times.items():
+            gain = self.times[min(self.times)] / min(self.times) * size / seconds
+            yield f"{size:<10} {seconds * 1e3:>9.2f} {seconds / size * 1e3:>9.2f} {gain:>6.2f}"
+        fixed, each_one = fit(self.times)
+        yield f"S(b) = {fixed * 1e3:.2f} ms + {each_one * 1e3:.2f} ms * b"
+
+
+def check(
+    local: LocalModel, files: Sequence[Path] = (), sizes: Sequence[int] = SIZES, tolerance: float = TOLERANCE
+) -> Report:
+    """Load the model and run it in every company. Raises `ConfigError` where there is nothing to run it on."""
+    model = child.load(local.loader, local.arguments)
+    info = msgspec.to_builtins(model.info)
+    call = EMBED if local.takes == "text" or "infer" not in info.get("can", ("infer",)) else INFER
+    inputs = _given(files, call) if files else _made(info, call)
+
+    def run(items: Sequence[Any]) -> Sequence[bytes | Exception]:
+        return model.run(items) if call is EMBED else model.run(items, call)  # type: ignore[call-arg]
+
+    report = Report(tolerance)
+    compare(run, inputs, sizes, report)
+    report.times = measure(run, _alike(inputs), sizes)
+    return report
+
+
+def compare(run: Run, inputs: Sequence[Any], sizes: Sequence[int], report: Report) -> None:
+    """Run inputs alone, then in company, and write down what differs."""
+    alone = [run([item])[0] for item in inputs]
+    report.refused = {place: str(one) for place, one in enumerate(alone) if isinstance(one, Exception)}
+    places = [place for place in range(len(inputs)) if place not in report.refused]
+    if not places:
+        raise ConfigError("the model refuses every input", next(iter(report.refused.values())))
+    expected = {place: numbers(msgspec.json.decode(_json(alone[place]))) for place in places}
+
+    def company(name: str, batches: Sequence[Sequence[int]]) -> None:
+        report.companies.append(_company(name, run, inputs, batches, expected))
+
+    longest = max(places, key=lambda place: len(inputs[place]))
+    shortest = min(places, key=lambda place: len(inputs[place]))
+    company("alone again", [[place] for place in places])
+    for size in sizes:
+        if size > 1:
+            around = [places[at % len(places)] for at in range(max(size, len(places)))]
+            company(f"in a batch of {size}", [around[at : at + size] for at in range(0, len(around), size)])
+    company("behind the longest", [[longest, place] for place in places])
+    company("before the shortest", [[place, shortest] for place in places])
+    company("all in another order", [random.Random(0).sample(places, len(places))])
+    company("beside itself", [[place, place] for place in places])
+
+
+def _company(
+    name: str,
+    run: Run,
+    inputs: Sequence[Any],
+    batches: Sequence[Sequence[int]],
+    expected: dict[int, list[Any]],
+) -> Company:
+    worst = Company(name)
+    for batch in batches:
+        try:
+            answers = run([inputs[place] for place in batch])
+            if len(answers) != len(batch):
+                return Company(name, failure=f"{len(answers)} results for {len(batch)} inputs")
+            for place, answer in zip(batch, answers, strict=True):
+                given = numbers(msgspec.json.decode(_json(answer)))
+                worst = max(worst, Company(name, difference(expected[place], given), place), key=_size)
+        except Exception as error:  # whatever a model raises is what this is to find
+            return Company(name, failure=f"{type(error).__name__}: {error}")
+    return worst
+
+
+def _size(company: Company) -> float:
+    return company.difference
+
+
+def _json(answer: bytes | Exception) -> bytes:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def numbers(value: Any) -> list[Any]:
+    """The numbers in a JSON value, in order, with everything else between them."""
+    if isinstance(value, dict):
+        return [leaf for name, one in value.items() for leaf in (name, *numbers(one))]
+    if isinstance(value, list):
+        return [leaf for one in value for leaf in numbers(one)]
+    return [value]
+
+
+def difference(expected: Sequence[Any], given: Sequence[Any]) -> float:
+    """How far the numbers are apart, as a part of the expected ones' length; all else must be equal."""
+    if len(expected) != len(given):
+        return math.inf
+    apart = total = 0.0
+    for one, other in zip(expected, given, strict=True):
+        if _is_number(one) and _is_number(other):
+            apart += (one - other) ** 2
+            total += one**2
+        elif one != other:
+            return math.inf
+    return math.sqrt(apart / total) if total else math.sqrt(apart)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def measure(run: Run, items: Sequence[Any], sizes: Sequence[int]) -> dict[int, float]:
+    """The typical seconds of a batch of each size, of inputs that are alike."""
+    times = {}
+    for size in sizes:
+        batch = [items[at % len(items)] for at in range(size)]
+        run(batch)
+        taken: list[float] = []
+        while len(taken) < _RUNS and sum(taken) < _SECONDS_A_SIZE:
+            start = time.perf_counter()
+            run(batch)
+            taken.append(time.perf_counter() - start)
+        times[size] = statistics.median(taken)
+    return times
+
+
+def fit(times: dict[int, float]) -> tuple[float, float]:
+    """The line through the times: what a batch takes, and what each input in it adds.
+
+    Each point counts by its relative error: a thousandth of a second means little beside a second.
+    """
+    if len(times) < 2:
+        return 0.0, next(iter(times.values()), 0.0) / next(iter(times), 1)
+    weights = {size: 1 / seconds**2 for size, seconds in times.items()}
+    total = sum(weights.values())
+    middle = sum(weight * size for size, weight in weights.items()) / total
+    typical = sum(weights[size] * seconds for size, seconds in times.items()) / total
+    spread = sum(weight * (size - middle) ** 2 for size, weight in weights.items())
+    slope = sum(weights[size] * (size - middle) * seconds for size, seconds in times.items()) / spread
+    return max(0.0, typical - slope * middle), slope
+
+
+def _given(files: Sequence[Path], call: Call) -> list[Any]:
+    """The inputs in files: JSON lines, or one tensor or image each."""
+    inputs: list[Any] = []
+    for file in files:
+        try:
+            body = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read", error.strerror or str(error)) from None
+        if file.suffix.lower() in _SUFFIXES:
+            inputs.append(payload.head(_SUFFIXES[file.suffix.lower()], {}) + body)
+        else:
+            lines = [line for line in body.splitlines() if line.strip()]
+            inputs += [b'{"data":' + line + b"}" if call is INFER else _text(line, file) for line in lines]
+    if not inputs:
+        raise ConfigError("the files hold no input", "expected one JSON value a line")
+    return inputs
+
+
+def _text(line: bytes, file: Path) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{file} is not JSON lines: {line[:40]!r}", str(error)) from None
+
+
+def _made(info: dict[str, Any], call: Call) -> list[Any]:
+    """Texts of very different lengths, or random tensors of the model's shape."""
+    dice = random.Random(0)
+    if call is EMBED:
+        words = [f"{first}{second}" for first, second in pairwise("batchqueuereplicaupstream")]
+        return [" ".join(dice.choices(words, k=count)) for count in _WORDS]
+    shape = info.get("input_shape")
+    if shape is None:
+        raise ConfigError(
+            "what the model takes is not known", "give it inputs: --input FILE, one JSON value a line"
+        )
+    return [_tensor(shape, info.get("input_dtype") or "float32", dice) for _ in range(_INPUTS)]
+
+
+def _tensor(shape: Sequence[int | None], dtype: str, dice: random.Random) -> bytes:
+    sizes = [dice.choice(_FREE_SIZES) if size is None else size for size in shape]
+    is_whole = not dtype.startswith("float")
+    values = [dice.randrange(2) if is_whole else dice.gauss(0, 1) for _ in range(math.prod(sizes))]
+    return payload.head(payload.NPY, {}) + _npy(values, sizes, dtype)
+
+
+def _npy(values: Sequence[float], sizes: Sequence[int], dtype: str) -> bytes:
+    import numpy as np
+
+    file = io.BytesIO()
+    np.save(file, np.array(values, dtype=dtype).reshape(sizes))
+    return file.getvalue()
+
+
+def _alike(inputs: Sequence[Any]) -> Sequence[Any]:
+    """The inputs of middling length alone: times are to tell of sizes, not of padding."""
+    middle = statistics.median_low(len(item) for item in inputs)
+    return [item for item in inputs if len(item) == middle]

@@ -1,0 +1,179 @@
+"""From an item of `/predict`, as bytes, to what a model takes: the one place that reads tensors and images.
+
+It runs in the worker. Each library is imported when the first payload needs it; what is wrong with a payload is
+`BadInput`, and nobody else's trouble.
+"""
+
+from __future__ import annotations
+
+import io
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from carpool.errors import BadInput, MissingExtra
+from carpool.wire import payload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[Any]
+
+# `None` stands for a size that may be any.
+Shape: TypeAlias = "tuple[int | None, ...]"
+
+# An image that unpacks to more pixels is refused before it is decoded: 50 megapixels are 150 MB.
+_MOST_PIXELS = 50_000_000
+
+
+class _Body(msgspec.Struct):
+    data: Any
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_EXPECTED = 'expected {"data": <what the model takes>}'
+
+
+def read(item: bytes | memoryview, numbers: str | None = None) -> Any:
+    """The value in an item. JSON becomes an array of the type `numbers`, where the model takes arrays.
+
+    Bytes of tensors become arrays, images become `PIL.Image.Image` in RGB.
+    """
+    head, body = payload.unpack(item)
+    if head is None:
+        return _json(item) if numbers is None else _numbers(item, numbers)
+    if head.media_type == payload.OCTETS:
+        return _octets(head, body)
+    if head.media_type == payload.NPY:
+        return _npy(body)
+    if head.media_type == payload.MSGPACK:
+        return _msgpack(body)
+    return _image(body)
+
+
+def conform(value: Any, shape: Shape | None, dtype: str) -> Array:
+    """An array of this shape and type; flat numbers are put into shape. Raises `BadInput` that names it.
+
+    Without a shape it may be any, as long as its rows are all alike.
+    """
+    import numpy as np
+
+    try:
+        array = np.asarray(value, dtype=dtype)
+    except (ValueError, TypeError):  # rows of different lengths, or no numbers
+        raise BadInput("the input is not a tensor of numbers", _wanted(shape, dtype)) from None
+    if shape is None or _fits(array.shape, shape):
+        return array
+    if array.ndim == 1 and None not in shape and array.size == prod(size or 1 for size in shape):
+        return array.reshape([size or 1 for size in shape])
+    raise BadInput(f"the input has the shape {list(array.shape)}", _wanted(shape, dtype))
+
+
+def _fits(given: tuple[int, ...], wanted: Shape) -> bool:
+    return len(given) == len(wanted) and all(
+        size in (None, own) for own, size in zip(given, wanted, strict=True)
+    )
+
+
+def _wanted(shape: Shape | None, dtype: str) -> str:
+    if shape is None:
+        return f"expected {dtype}, in rows of equal lengths"
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    return f"expected {dtype} of the shape [{sizes}]" + ("" if None in shape else ", or as many flat numbers")
+
+
+def _json(body: bytes | memoryview) -> Any:
+    try:
+        return _BODY.decode(body).data
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"the body is not what this route takes: {error}", _EXPECTED) from None
+
+
+def _numbers(body: bytes | memoryview, dtype: str) -> Any:
+    """Numbers as an array of their own shape. Measured, 3 x 224 x 224: 5 to 7 ms with simdjson, 30 without."""
+    import numpy as np
+
+    try:
+        import simdjson
+    except ImportError:
+        return _json(body)
+    try:
+        data = simdjson.Parser().parse(body)["data"]
+        if not isinstance(data, simdjson.Array):
+            return _json(body)
+        flat = np.frombuffer(data.as_buffer(of_type="d"), dtype=np.float64)
+        brackets = int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
+        return flat.astype(dtype).reshape(_regular_shape(data, flat.size, brackets))
+    except (ValueError, TypeError, KeyError, RuntimeError):
+        return _json(body)  # which knows what is wrong, or reads what the other cannot
+
+
+def _regular_shape(data: Any, count: int, brackets: int) -> tuple[int, ...]:
+    """The shape of nested arrays; raises `ValueError` if their rows may not all be alike."""
+    import simdjson
+
+    level, sizes = [data], [len(data)]
+    while len(level[0]) and isinstance(level[0][0], simdjson.Array):
+        level = [child for one in level for child in one]
+        lengths = {len(one) for one in level}
+        if len(lengths) != 1:
+            raise ValueError("rows of different lengths")
+        sizes.append(lengths.pop())
+    # One bracket opens each array; more are a number's place taken by another array, or somebody else's.
+    if prod(sizes) != count or brackets != sum(prod(sizes[:depth]) for depth in range(len(sizes))):
+        raise ValueError("rows of different depths")
+    return tuple(sizes)
+
+
+def _octets(head: payload.Head, body: memoryview) -> Array:
+    import numpy as np
+
+    expected = payload.expected_bytes(head)
+    if expected not in (None, len(body)):
+        raise BadInput(f"the body has {len(body)} bytes", f"X-DType and X-Shape announce {expected}")
+    if len(body) % payload.DTYPES[head.dtype]:
+        raise BadInput(f"the body has {len(body)} bytes", f"expected whole numbers of {head.dtype}")
+    flat = np.frombuffer(body, dtype=np.dtype(head.dtype).newbyteorder("<"))
+    return flat if head.shape is None else flat.reshape(head.shape)
+
+
+def _npy(body: memoryview) -> Array:
+    import numpy as np
+
+    # Not np.load: it takes as much memory as the file announces before it looks how much there is.
+    file = io.BytesIO(body)
+    try:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.kind not in "biuf":
+            raise ValueError(f"it holds {dtype}")
+        flat = np.frombuffer(body[file.tell() :], dtype=dtype)
+        return flat.reshape(shape, order="F" if is_fortran else "C")
+    except Exception as error:  # a header is parsed as Python, and fails as Python does
+        raise BadInput("the body is not a .npy file of numbers", str(error)) from None
+
+
+def _msgpack(body: memoryview) -> Any:
+    try:
+        value = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadInput("the body is not MessagePack", str(error)) from None
+    if not isinstance(value, dict) or "data" not in value:
+        raise BadInput("the body is not a map with `data`", _EXPECTED)
+    return value["data"]
+
+
+def _image(body: memoryview) -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("pillow", "vision") from error
+    try:
+        image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG"))
+        if image.width * image.height > _MOST_PIXELS:
+            raise BadInput(f"the image has {image.width} x {image.height} pixels", f"allowed: {_MOST_PIXELS}")
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput("the body is not a JPEG or PNG image", str(error)) from None

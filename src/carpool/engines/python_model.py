@@ -1,0 +1,230 @@
+"""A team's own model, written in Python: an object with `predict`, or a plain function on a list.
+
+What it may have, all of it optional but one of the first three:
+
+    predict(inputs)         one result for each input, in order                      /predict
+    embed(texts)            one vector for each text, in order                       /embed, /v1/embeddings, ...
+    rerank(query, texts)    one score for each text, in order                        /rerank
+    load(device)            called once, before anything else
+    warmup()                called once, after it
+    preprocess(input)       one input as its caller sent it, to what `predict` takes; in a thread
+    postprocess(result)     one result of `predict`, to what its caller gets; in a thread
+    input_shape             a tuple: each input is to be an array of this shape; None where a size may be any
+    input_dtype             and of this type; float32 if it does not say. Alone: an array of any shape
+    collate(inputs)         inputs of one shape, to what `predict` takes
+
+An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
+`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from carpool.engines import payloads, results
+from carpool.errors import BadInput, ModelError, Unsupported
+from carpool.wire import payload
+from carpool.wire.call import EMBED, Call
+
+_MOST_THREADS = 8
+_OPERATIONS = {"infer": "predict", "embed": "embed", "rerank": "rerank"}
+_EXPECTED = (
+    "expected an object with predict(inputs), embed(texts) or rerank(query, texts), or a function on a list"
+)
+
+
+class PythonModel:
+    """Runs batches on such an object; `run` is for one caller at a time."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model = model
+        self._shape: payloads.Shape | None = getattr(model, "input_shape", None)
+        # What it is to get as arrays; None for JSON's own values.
+        self._dtype: str | None = getattr(model, "input_dtype", None if self._shape is None else "float32")
+        self._preprocess = getattr(model, "preprocess", None)
+        self._postprocess = getattr(model, "postprocess", None)
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
+        self._can = [ours for ours, theirs in _OPERATIONS.items() if hasattr(model, theirs)]
+        self.info = {
+            "engine": getattr(model, "engine", "python"),
+            "inputs": name,
+            "can": self._can,
+            "dimensions": int(getattr(model, "dimensions", -1)),
+            "max_tokens": int(getattr(model, "max_tokens", 0)),
+            "input_shape": None if self._shape is None else list(self._shape),
+            "input_dtype": self._dtype,
+        }
+
+    def __repr__(self) -> str:
+        return f"PythonModel({self._model!r})"
+
+    def run(self, items: Sequence[Any], call: Call = EMBED) -> list[bytes | Exception]:
+        """One JSON value for each item, or what is wrong with it."""
+        if call.operation not in self._can:
+            can = ", ".join(self._can)
+            raise Unsupported(f"the model cannot {call.operation}", f"it can: {can}")
+        parameters = dict(call.parameters)
+        match call.operation:
+            case "infer":
+                return self._infer(items)
+            case "embed":
+                return _embed(self._model.embed, items, parameters)
+            case _:
+                return _rerank(self._model.rerank, str(parameters.get("query", "")), items)
+
+    def _infer(self, items: Sequence[bytes | memoryview]) -> list[bytes | Exception]:
+        """Read each item, run those that could be read, and write each result."""
+        # Threads cost more than they save where nothing but a little JSON is read.
+        is_heavy = self._preprocess is not None or any(payload.unpack(item)[0] for item in items)
+        inputs = self._each(self._read, items, is_heavy)
+        places = [place for place, read in enumerate(inputs) if not isinstance(read, Exception)]
+        answers: list[Any] = list(inputs)
+        for group in self._groups(inputs, places):
+            made = _paired(self._predict([inputs[place] for place in group]), len(group))
+            for place, result in zip(group, made, strict=True):
+                answers[place] = result
+        written = self._each(self._write, [answers[place] for place in places], self._postprocess is not None)
+        for place, result in zip(places, written, strict=True):
+            answers[place] = result
+        return answers
+
+    def _each(self, work: Callable[[Any], Any], items: Sequence[Any], in_threads: bool) -> list[Any]:
+        return list(self._threads.map(work, items) if in_threads and len(items) > 1 else map(work, items))
+
+    def _read(self, item: bytes | memoryview) -> Any:
+        try:
+            value = payloads.read(item, self._dtype)
+            if self._preprocess is not None:
+                value = self._preprocess(value)
+            return value if self._dtype is None else payloads.conform(value, self._shape, self._dtype)
+        except Exception as error:
+            return results.blamed(error)
+
+    def _write(self, result: Any) -> bytes | Exception:
+        return results.encoded(result, self._finish)
+
+    def _finish(self, result: Any) -> bytes:
+        return results.to_json(result if self._postprocess is None else self._postprocess(result))
+
+    def _groups(self, inputs: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
+        """Which of the inputs go to `predict` together: all, unless they are to be stacked and cannot be."""
+        if not hasattr(self._model, "collate"):
+            return [list(places)] if places else []
+        groups: dict[Any, list[int]] = {}
+        for place in places:
+            groups.setdefault(getattr(inputs[place], "shape", None), []).append(place)
+        return list(groups.values())
+
+    def _predict(self, inputs: list[Any]) -> Any:
+        collate = getattr(self._model, "collate", None)
+        return self._model.predict(inputs if collate is None else collate(inputs))
+
+
+class _Function:
+    """A plain function on a list, as a model."""
+
+    def __init__(self, predict: Callable[[list[Any]], Any]) -> None:
+        self.predict = predict
+
+
+def _paired(returned: Any, count: int) -> list[Any]:
+    """The results, one for each input, or an error: a result must never reach another input's caller."""
+    made = results.rows(returned)
+    if len(made) != count:
+        raise RuntimeError(f"the model returned {len(made)} results for {count} inputs")
+    return made
+
+
+def _embed(embed: Callable[[list[Any]], Any], texts: Sequence[Any], parameters: dict[str, Any]) -> list[Any]:
+    import numpy as np
+
+    from carpool.engines import pooling
+
+    _need_texts(texts)
+    vectors = np.asarray(results.as_array(embed(list(texts))), dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise RuntimeError(f"embed returned {list(vectors.shape)} for {len(texts)} texts: expected [texts, n]")
+    width = int(parameters.get("dimensions") or vectors.shape[1])
+    if width > vectors.shape[1]:
+        return [BadInput(f"`dimensions` must be at most {vectors.shape[1]}. Given: {width}") for _ in texts]
+    vectors = np.ascontiguousarray(vectors[:, :width])
+    return list(pooling.to_json(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
+
+
+def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence[Any]) -> list[Any]:
+    _need_texts(texts)
+    scores = _paired(rerank(query, list(texts)), len(texts))
+    return [results.encoded(score, partial(_rank, place)) for place, score in enumerate(scores)]
+
+
+def _rank(place: int, score: Any) -> bytes:
+    return results.to_json({"index": place, "score": float(score)})
+
+
+def _need_texts(items: Sequence[Any]) -> None:
+    if not all(isinstance(item, str) for item in items):
+        raise Unsupported("the model takes texts alone", "send texts, not token ids")
+
+
+def load(target: str, folder: str = "", device: str = "cpu") -> PythonModel:
+    """The model at `package.module:name`, loaded and warm; `folder` is where to look for it first."""
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    return serve(_instance(_find(target), target), target, device)
+
+
+def serve(model: Any, name: str, device: str = "cpu") -> PythonModel:
+    """The object as a model: loaded and warm."""
+    for step, arguments in (("load", (device,)), ("warmup", ())):
+        if hasattr(model, step):
+            getattr(model, step)(*arguments)
+    return PythonModel(model, name)
+
+
+def _find(target: str) -> Any:
+    module, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        raise ModelError(
+            f"there is no module {module!r}", "looked in the current directory and where Python looks"
+        ) from None
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ModelError(f"{target} does not exist", f"{name!r} is not in {found!r}")
+        found = getattr(found, name)
+    return found
+
+
+def _instance(found: Any, target: str) -> Any:
+    """The object itself, or what a class or a factory makes; a function that needs an argument is the model."""
+    if not inspect.isclass(found) and any(hasattr(found, name) for name in _OPERATIONS.values()):
+        return found
+    if not callable(found):
+        raise ModelError(f"{target} is {type(found).__name__}", _EXPECTED)
+    if not inspect.isclass(found) and _needs_an_argument(found):
+        return _Function(found)
+    made = found()
+    if any(hasattr(made, name) for name in _OPERATIONS.values()):
+        return made
+    if inspect.isclass(found) or not callable(made):
+        raise ModelError(f"{target} made {type(made).__name__}", _EXPECTED)
+    return _Function(made)
+
+
+def _needs_an_argument(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # built in, and without a signature: `sorted`, a C extension's
+        return True
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)

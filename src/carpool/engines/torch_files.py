@@ -1,0 +1,107 @@
+"""A TorchScript file, a `torch.export` archive or a module at hand, as a model; on torch or on OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carpool.engines.python_model import PythonModel, serve
+from carpool.engines.tensors import Picture, TensorModel, one_input, picture
+from carpool.engines.torch import TorchNetwork
+from carpool.errors import MissingExtra, ModelError
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtra("torch", "torch") from error
+
+if TYPE_CHECKING:
+    from carpool.engines.payloads import Shape
+
+# As a SPEC's options write them.
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+def load(
+    path: str,
+    engine: str = "auto",
+    device: str = "cpu",
+    shape: str = "",
+    image: str = "",
+    bf16: str = "",
+    compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+) -> PythonModel:
+    """The network in a TorchScript file or a `torch.export` archive, ready and warm.
+
+    A TorchScript file does not say what it takes: `shape` does, `3,224,224`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"{path} does not exist", "expected a TorchScript or torch.export file")
+    module, own = _exported(file) if file.suffix == ".pt2" else (_script(file, device), None)
+    wanted = _shape(shape) if shape else own
+    options = network_options(device, bf16, compile)
+    return from_module(module, wanted, file.name, engine, picture(image), **options)
+
+
+def from_module(
+    module: Any,
+    shape: Shape | None,
+    name: str,
+    engine: str = "auto",
+    picture: Picture | None = None,
+    **options: Any,
+) -> PythonModel:
+    """A module as a model: on torch, or converted to OpenVINO and checked against torch."""
+    if engine not in ("auto", "torch", "openvino"):
+        raise ModelError(f"{name} does not run on {engine}", "allowed: auto, torch, openvino")
+    device = options.get("device", "cpu")
+    network: Any = TorchNetwork(module, shape, **options)
+    if engine == "openvino":
+        from carpool.engines.converted import convert
+
+        network = convert(module, network, name)
+    return serve(TensorModel(network, picture), name, device)
+
+
+def network_options(device: str, bf16: str, compiler: str) -> dict[str, Any]:
+    """What a SPEC's options mean for `TorchNetwork`; `compiler` is "true" or a backend of `torch.compile`."""
+    if bf16.lower() not in _TRUTHS:
+        raise ModelError(f"bf16={bf16} is not known", "allowed: true, false")
+    is_truth = compiler.lower() in _TRUTHS
+    backend = ("inductor" if _TRUTHS[compiler.lower()] else "") if is_truth else compiler
+    if backend and backend not in torch._dynamo.list_backends(None):
+        allowed = ", ".join(("true", "false", *torch._dynamo.list_backends(None)))
+        raise ModelError(f"compile={compiler} is not known", f"allowed: {allowed}")
+    return {"device": device, "bf16": _TRUTHS[bf16.lower()], "compiler": backend}
+
+
+def _shape(text: str) -> Shape:
+    try:
+        return tuple([None if size.strip() == "any" else int(size) for size in text.split(",")])
+    except ValueError:
+        raise ModelError(f"shape={text} is not a shape", "allowed: sizes or any, as 3,224,224") from None
+
+
+def _script(file: Path, device: str) -> Any:
+    try:
+        return torch.jit.load(str(file), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        detail = "save it with torch.jit.save or torch.export.save, or write a Python model around its weights"
+        raise ModelError(f"{file} is not a TorchScript file", detail) from error
+
+
+def _exported(file: Path) -> tuple[Any, Shape]:
+    try:
+        program = torch.export.load(str(file))
+    except Exception as error:  # whatever is wrong with a zip file, its pickles or its schema
+        raise ModelError(f"{file} is not a torch.export archive", str(error).partition("\n")[0]) from error
+    names = program.graph_signature.user_inputs
+    one_input(str(file), [str(name) for name in names])
+    value = next(node.meta["val"] for node in program.graph.nodes if node.name == names[0])
+    if not value.ndim or isinstance(value.shape[0], int):
+        raise ModelError(
+            f"{file} takes the shape {list(value.shape)}",
+            "export it with dynamic_shapes, so that its first size, the batch, may be any",
+        )
+    return program.module(), tuple([size if isinstance(size, int) else None for size in value.shape[1:]])

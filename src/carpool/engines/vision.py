@@ -1,0 +1,113 @@
+"""Image classifiers by name: torchvision's, with their trained weights, or transformers' ResNet without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carpool.engines.python_model import PythonModel
+from carpool.engines.tensors import Picture
+from carpool.engines.torch_files import from_module, network_options
+from carpool.errors import ModelError
+
+# The ResNets that transformers builds as well: the blocks of each stage, and of which kind they are.
+_RESNETS: dict[str, tuple[list[int], str]] = {
+    "resnet18": ([2, 2, 2, 2], "basic"),
+    "resnet34": ([3, 4, 6, 3], "basic"),
+    "resnet50": ([3, 4, 6, 3], "bottleneck"),
+    "resnet101": ([3, 4, 23, 3], "bottleneck"),
+    "resnet152": ([3, 8, 36, 3], "bottleneck"),
+}
+_CLASSES = 1000
+
+
+def load(
+    name: str,
+    weights: str = "",
+    engine: str = "auto",
+    device: str = "cpu",
+    bf16: str = "",
+    compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+) -> PythonModel:
+    """The classifier, ready and warm. `weights` is empty for the trained ones, "none", or a file of them."""
+    torchvision, missing = _torchvision()
+    if torchvision is not None:
+        module, picture = _from_torchvision(torchvision, name, weights)
+    elif weights == "none" and name in _RESNETS:
+        module, picture = _resnet(name, missing), Picture()
+    else:
+        raise ModelError(
+            f"{name} comes with torchvision, and {missing}",
+            f"pip install torchvision, or try the load alone: {name}?weights=none" * (name in _RESNETS)
+            or "pip install torchvision",
+        )
+    shape = (3, picture.size, picture.size)
+    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, bf16, compile))
+
+
+def _torchvision() -> tuple[Any, str]:
+    """The library, or why it is not there: one that was built for another torch fails as it is imported."""
+    try:
+        import torchvision
+    except ImportError:
+        return None, "it is not installed"
+    except RuntimeError as error:
+        return None, f"it does not go with this torch ({error})"
+    return torchvision, ""
+
+
+def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, Picture]:
+    models = torchvision.models
+    if name not in models.list_models(module=models):
+        raise ModelError(
+            f"torchvision has no {name}", f"allowed: {', '.join(models.list_models(module=models))}"
+        )
+    trained = models.get_model_weights(name).DEFAULT
+    try:
+        module = models.get_model(name, weights=None if weights else trained)
+    except OSError as error:  # of which all that urllib raises are
+        detail = f"{error}; give a file (?weights=FILE.pth), or try the load alone (?weights=none)"
+        raise ModelError(f"the trained weights of {name} cannot be fetched", detail) from error
+    if weights not in ("", "none"):
+        _read_weights(module, Path(weights))
+    told = trained.transforms()
+    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std))
+
+
+def _read_weights(module: Any, file: Path) -> None:
+    try:
+        module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # no file, another file, another model's
+        raise ModelError(f"{file} does not hold the weights", str(error).partition("\n")[0]) from error
+
+
+def _resnet(name: str, missing: str) -> Any:
+    """The network with random weights, the same at each start: good for measuring, and for nothing else."""
+    try:
+        from transformers import ResNetConfig, ResNetForImageClassification
+    except ImportError as error:
+        detail = "pip install torchvision or transformers"
+        raise ModelError(f"{name} comes with torchvision, and {missing}", detail) from error
+    depths, kind = _RESNETS[name]
+    widths = [64, 128, 256, 512] if kind == "basic" else [256, 512, 1024, 2048]
+    torch.manual_seed(0)
+    return _Logits(
+        ResNetForImageClassification(
+            ResNetConfig(
+                depths=depths, layer_type=kind, hidden_sizes=widths, embedding_size=64, num_labels=_CLASSES
+            )
+        )
+    )
+
+
+class _Logits(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
+    """A classifier of transformers that returns a tensor, as one of torchvision does."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Any) -> Any:
+        return self.network(pictures).logits

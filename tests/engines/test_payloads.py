@@ -1,0 +1,150 @@
+"""From bytes to what a model takes."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from carpool.engines import payloads
+from carpool.errors import BadInput
+from carpool.wire import payload
+
+NUMBERS = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def item(media_type: str, body: bytes, **headers: str) -> bytes:
+    return payload.head(media_type, {f"x-{name}": value for name, value in headers.items()}) + body
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return item(payload.NPY, file.getvalue())
+
+
+def picture(kind: str, colour: tuple[int, int, int] = (200, 0, 0)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 4), colour).save(file, kind)
+    return item(f"image/{kind}", file.getvalue())
+
+
+@pytest.fixture(params=["simdjson", "msgspec"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With simdjson installed, and without."""
+    if request.param == "simdjson":
+        pytest.importorskip("simdjson")
+        return
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "simdjson":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        ("[[0,1,2],[3,4,5]]", (2, 3)),
+        ("[0,1.0,2,3,4,5e0]", (6,)),
+        ("[[[0],[1]],[[2],[3]]]", (2, 2, 1)),
+        ("7", ()),
+    ],
+)
+def test_json_numbers_become_an_array_of_their_shape(data: str, shape: tuple[int, ...]) -> None:
+    """Nested or flat, whole numbers among others."""
+    read = payloads.read(b'{"data": ' + data.encode() + b"}", "float32")
+    array = payloads.conform(read, shape, "float32")
+    assert array.dtype == np.float32
+    assert array.shape == shape
+    assert array.tolist() == json.loads(data)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    "data",
+    ["[[1,2],[3],[4,5,6]]", "[1,[2],3,4,5,6]", '["a"]', "null", '{"a":1}', "[]"],
+)
+def test_what_is_no_tensor_is_refused_with_the_shape_that_is_wanted(data: str) -> None:
+    """Ragged rows, too, whose numbers happen to be as many as are wanted."""
+    read = payloads.read(b'{"data": ' + data.encode() + b"}", "float32")
+    with pytest.raises(BadInput, match=r"expected float32 of the shape \[3, 2\], or as many flat numbers"):
+        payloads.conform(read, (3, 2), "float32")
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("body", [b"", b"[1]", b'{"data": [1,]}', b'{"other": 1}', b'{"data": [1]} x', b"\xff"])
+def test_a_body_that_is_not_data_is_refused(body: bytes) -> None:
+    """With what is expected."""
+    with pytest.raises(BadInput, match=r'expected \{"data"'):
+        payloads.read(body, "float32")
+
+
+def test_flat_numbers_are_put_into_shape() -> None:
+    """As the model wants them, where it leaves no size open."""
+    assert payloads.conform(list(range(6)), (2, 3), "float32").tolist() == NUMBERS.tolist()
+    with pytest.raises(BadInput, match=r"the input has the shape \[6\]: expected .* \[2, any\]$"):
+        payloads.conform(list(range(6)), (2, None), "float32")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        item(payload.OCTETS, NUMBERS.tobytes(), shape="2,3"),
+        item(payload.OCTETS, NUMBERS.astype("<f2").tobytes(), dtype="float16", shape="2,3"),
+        npy(NUMBERS),
+        npy(np.asfortranarray(NUMBERS.astype(">i4"))),
+        item(payload.MSGPACK, msgspec.msgpack.encode({"data": NUMBERS.tolist()})),
+    ],
+)
+def test_every_way_to_write_a_tensor_gives_the_same(written: bytes) -> None:
+    """Bytes with headers, .npy and MessagePack."""
+    assert payloads.conform(payloads.read(written), (2, 3), "float32").tolist() == NUMBERS.tolist()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_images_become_rgb(kind: str) -> None:
+    """By what they are."""
+    image = payloads.read(picture(kind))
+    assert (image.mode, image.size) == ("RGB", (8, 4))
+    assert abs(image.getpixel((1, 1))[0] - 200) < 4
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        item(payload.OCTETS, b"12345"),
+        item(payload.OCTETS, b"1234", shape="2"),
+        item(payload.NPY, b"not numpy"),
+        npy(np.array([{}], dtype=object)),
+        npy(NUMBERS)[:-1],
+        npy(NUMBERS).replace(b"(2, 3)", b"(2**3,"),
+        npy(NUMBERS).replace(b"(2, 3)", b"(9999,"[:5] + b")"),
+        item(payload.MSGPACK, b"\xc1"),
+        item(payload.MSGPACK, msgspec.msgpack.encode([1])),
+        item("image/png", b"GIF89a"),
+        picture("png")[:-36],
+    ],
+)
+def test_bytes_that_are_not_what_they_are_said_to_be_are_refused(written: bytes) -> None:
+    """As the caller's fault: nothing is unpickled, nothing falls through."""
+    with pytest.raises(BadInput):
+        payloads.read(written)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its announced size, before a pixel of it is decoded."""
+    monkeypatch.setattr(payloads, "_MOST_PIXELS", 31)
+    with pytest.raises(BadInput, match="8 x 4 pixels"):
+        payloads.read(picture("png"))

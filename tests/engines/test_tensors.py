@@ -1,0 +1,90 @@
+"""Networks on one tensor: from an ONNX file to results, on both libraries."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carpool.engines.python_model import PythonModel
+from carpool.engines.tensor_files import load_onnx
+from carpool.engines.tensors import Picture
+from carpool.errors import BadInput, ModelError
+from carpool.wire import payload
+from carpool.wire.call import INFER
+from tests.engines import tiny_onnx
+
+ENGINES = ("openvino", "onnxruntime")
+
+
+def write(folder: Path, onnx: bytes) -> str:
+    (folder / "tiny.onnx").write_bytes(onnx)
+    return str(folder / "tiny.onnx")
+
+
+def infer(model: PythonModel, *values: Any) -> list[Any]:
+    answers = model.run([b'{"data": ' + json.dumps(value).encode() + b"}" for value in values], INFER)
+    return [answer if isinstance(answer, Exception) else json.loads(answer) for answer in answers]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_input_shape_is_the_files(tmp_path: Path, engine: str) -> None:
+    """Flat or nested, stacked by shape; a wrong one fails alone."""
+    model = load_onnx(write(tmp_path, tiny_onnx.doubled("n", 2, "width")), engine)
+    assert model.info["input_shape"] == [2, None]
+    narrow, wrong, wide = infer(model, [[1], [2]], [1, 2, 3], [[1, 2], [3, 4]])
+    assert (narrow, wide) == ([[2], [4]], [[2, 4], [6, 8]])
+    assert "expected float32 of the shape [2, any]" in str(wrong)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fixed", [1, 3])
+def test_a_file_with_a_fixed_batch_is_run_in_such_batches(tmp_path: Path, engine: str, fixed: int) -> None:
+    """The last of them is filled up, and nobody sees what with."""
+    model = load_onnx(write(tmp_path, tiny_onnx.doubled(fixed, 2)), engine)
+    assert infer(model, *([place, 1] for place in range(5))) == [[2 * place, 2] for place in range(5)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_several_outputs_are_an_object(tmp_path: Path, engine: str) -> None:
+    """By the names that the file has for them."""
+    model = load_onnx(write(tmp_path, tiny_onnx.doubled("n", 1, outputs=2)), engine)
+    assert infer(model, [3], [4]) == [{"y0": [6], "y1": [6]}, {"y0": [8], "y1": [8]}]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_cannot_be_served_is_said(tmp_path: Path, engine: str) -> None:
+    """Two inputs, no file, no ONNX."""
+    with pytest.raises(ModelError, match="takes 2 inputs: x0, x1: allowed: one"):
+        load_onnx(write(tmp_path, tiny_onnx.doubled("n", 1, inputs=2)), engine)
+    with pytest.raises(ModelError, match="is not an ONNX model"):
+        load_onnx(write(tmp_path, b"?"), engine)
+    with pytest.raises(ModelError, match="does not exist"):
+        load_onnx(str(tmp_path / "no.onnx"), engine)
+
+
+def test_an_image_is_cut_and_normalised_where_the_model_takes_such(tmp_path: Path) -> None:
+    """As the models of ImageNet were trained; without a recipe an image is a tensor of another shape."""
+    file = io.BytesIO()
+    Image.new("RGB", (300, 260), (255, 0, 128)).save(file, "png")
+    item = payload.head("image/png", {}) + file.getvalue()
+    path = write(tmp_path, tiny_onnx.doubled("n", 3, 224, 224))
+    (result,) = load_onnx(path, image="imagenet").run([item], INFER)
+    assert not isinstance(result, Exception)
+    middle = np.array(json.loads(result))[:, 112, 112] / 2
+    assert middle == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225], abs=0.02)
+    (refused,) = load_onnx(path).run([item], INFER)
+    assert isinstance(refused, BadInput)
+    with pytest.raises(ModelError, match="image=other is not known: allowed: imagenet"):
+        load_onnx(path, image="other")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (1, 500), (999, 301)])
+def test_every_image_becomes_a_tensor_of_the_same_shape(size: tuple[int, int]) -> None:
+    """However long and thin."""
+    assert Picture().tensor(Image.new("RGB", size)).shape == (3, 224, 224)

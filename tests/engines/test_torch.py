@@ -1,0 +1,148 @@
+"""PyTorch networks: files, options, and OpenVINO in torch's place. Run where torch is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carpool.engines.python_model import PythonModel
+from carpool.errors import BadInput, ModelError
+from carpool.wire.call import INFER
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch and transformers deprecate their own parts
+
+from carpool.engines import converted, torch_files, vision  # noqa: E402 (only where there is a torch)
+from carpool.engines.torch import TorchNetwork  # noqa: E402
+from tests.engines import tiny_torch  # noqa: E402
+
+INPUTS = np.random.default_rng(1).standard_normal((5, *tiny_torch.SHAPE)).astype(np.float32)
+
+
+def infer(model: PythonModel, *values: Any) -> list[Any]:
+    items = [b'{"data": ' + json.dumps(np.asarray(value).tolist()).encode() + b"}" for value in values]
+    return [
+        answer if isinstance(answer, Exception) else json.loads(answer) for answer in model.run(items, INFER)
+    ]
+
+
+def expected(module: Any) -> Any:
+    with torch.inference_mode():
+        return module.eval()(torch.from_numpy(INPUTS)).numpy()
+
+
+def test_a_torchscript_file_is_served_with_the_shape_it_is_given(tmp_path: Path) -> None:
+    """It does not say one itself; without one, torch says what is wrong."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    model = torch_files.load(path, shape="3,4,4")
+    *results, wrong = infer(model, *INPUTS, [1, 2])
+    assert np.array(results) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+    assert isinstance(wrong, BadInput)
+    assert np.array(infer(torch_files.load(path), *INPUTS)) == pytest.approx(np.array(results), abs=1e-5)
+
+
+def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:
+    """And is refused where its batch size was frozen."""
+    path = tiny_torch.export(tiny_torch.Tiny(), tmp_path / "tiny.pt2")
+    model = torch_files.load(path)
+    assert model.info["input_shape"] == [3, 4, 4]
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+    frozen = tiny_torch.export(tiny_torch.Tiny(), tmp_path / "frozen.pt2", is_dynamic=False)
+    with pytest.raises(ModelError, match="export it with dynamic_shapes"):
+        torch_files.load(frozen)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pt2"])
+def test_a_file_that_holds_no_network_is_said(tmp_path: Path, name: str) -> None:
+    """A state dict, most often."""
+    with pytest.raises(ModelError, match="does not exist"):
+        torch_files.load(str(tmp_path / name))
+    torch.save(tiny_torch.Tiny().state_dict(), tmp_path / name)
+    with pytest.raises(ModelError, match=r"is not a (TorchScript file|torch\.export archive)"):
+        torch_files.load(str(tmp_path / name))
+
+
+def test_bf16_is_near(tmp_path: Path) -> None:
+    """Eight bits of precision, and float32 in the results."""
+    model = torch_files.from_module(tiny_torch.Tiny(), tiny_torch.SHAPE, "tiny", bf16=True)
+    given = np.array(infer(model, *INPUTS))
+    wanted = expected(tiny_torch.Tiny())
+    assert given == pytest.approx(wanted, abs=0.05)
+    assert np.abs(given - wanted).max() > 1e-6
+
+
+def test_compiled_networks_see_few_batch_sizes() -> None:
+    """Powers of 2, filled up with zeros that nobody gets."""
+    seen: set[int] = set()
+    network = tiny_torch.Tiny().eval()
+    network.register_forward_pre_hook(lambda module, inputs: seen.add(len(inputs[0])))
+    options = torch_files.network_options("cpu", "", "eager")
+    compiled = TorchNetwork(network, tiny_torch.SHAPE, **options)
+    assert compiled.run(INPUTS) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+    assert len(compiled.run(INPUTS[:1])) == 1
+    assert seen == {1, 8}
+    seen.clear()
+    model = torch_files.from_module(network, tiny_torch.SHAPE, "tiny", **options)
+    assert seen == {1, 2, 4, 8, 16, 32}
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("bf16", "compiler"), [("maybe", ""), ("", "gcc")])
+def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> None:
+    """With what is."""
+    with pytest.raises(ModelError, match="is not known"):
+        torch_files.network_options("cpu", bf16, compiler)
+
+
+def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
+    """For any number of inputs; how far it is off is said."""
+    module = tiny_torch.Tiny().eval()
+    model = torch_files.from_module(module, tiny_torch.SHAPE, "tiny", "openvino")
+    assert "from torch (off by" in str(model.info["engine"])
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(module), abs=0.05)
+    assert np.array(infer(model, INPUTS[0])) == pytest.approx(expected(module)[:1], abs=0.05)
+
+
+def test_a_conversion_that_is_off_is_refused_with_the_difference() -> None:
+    """Here the trace has frozen the number of rows."""
+    with pytest.raises(ModelError, match=r"frozen on OpenVINO differs from torch by 0\.33"):
+        torch_files.from_module(tiny_torch.Frozen().eval(), tiny_torch.SHAPE, "frozen", "openvino")
+
+
+def test_what_cannot_be_converted_or_run_is_said() -> None:
+    """An unknown shape, an engine for something else."""
+    with pytest.raises(ModelError, match="its input shape is not known"):
+        torch_files.from_module(tiny_torch.Tiny().eval(), None, "tiny", "openvino")
+    with pytest.raises(ModelError, match="allowed: auto, torch, openvino"):
+        torch_files.from_module(tiny_torch.Tiny().eval(), None, "tiny", "onnxruntime")
+
+
+def test_differences_are_parts_of_the_expected_length() -> None:
+    """Other shapes and other numbers of outputs are infinitely far."""
+    one = np.array([3.0, 4.0])
+    assert converted.difference(one, np.array([3.0, 4.5])) == pytest.approx(0.1)
+    assert converted.difference({"a": one, "b": one}, [one, one]) == 0
+    assert converted.difference(one, [one, one]) == float("inf")
+    assert converted.difference(one, one[:1]) == float("inf")
+
+
+def test_resnet18_without_weights_is_served_from_transformers() -> None:
+    """Where torchvision is missing; the trained weights are then refused with what to install."""
+    pytest.importorskip("transformers")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        model = vision.load("resnet18", weights="none")
+        picture = np.random.default_rng(0).random((3, 224, 224))
+        (logits,) = infer(model, picture)
+        assert len(logits) == 1000
+        with pytest.raises(ModelError, match=r"comes with torchvision, and it .*pip install torchvision"):
+            vision.load("resnet18")
+        with pytest.raises(ModelError, match=r"pip install torchvision$"):
+            vision.load("mobilenet_v2", weights="none")
+    else:
+        pytest.skip("torchvision is installed")

@@ -1,0 +1,49 @@
+"""PyTorch modules of a few lines, for what is the same with large ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Tiny(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
+    """A picture of 3 x 4 x 4 to two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 4, 3)
+        self.head = torch.nn.Linear(16, 2)
+
+    def forward(self, pictures: Any) -> Any:
+        return self.head(torch.relu(self.convolution(pictures)).flatten(1))
+
+
+class Mixing(Tiny):
+    """One whose rows depend on each other, and on how many they are."""
+
+    def forward(self, pictures: Any) -> Any:
+        return super().forward(pictures) + pictures.mean()
+
+
+class Frozen(Tiny):
+    """One that tells by Python's own means how many rows it has: a trace freezes that."""
+
+    def forward(self, pictures: Any) -> Any:
+        return super().forward(pictures) * float(len(pictures))
+
+
+SHAPE = (3, 4, 4)
+EXAMPLE = (torch.zeros(2, *SHAPE),)
+
+
+def script(module: Any, path: Any) -> str:
+    torch.jit.save(torch.jit.trace(module.eval(), EXAMPLE, check_trace=False), str(path))
+    return str(path)
+
+
+def export(module: Any, path: Any, is_dynamic: bool = True) -> str:
+    shapes = ({0: torch.export.Dim("batch")},) if is_dynamic else None
+    torch.export.save(torch.export.export(module.eval(), EXAMPLE, dynamic_shapes=shapes), str(path))
+    return str(path)

@@ -1,0 +1,104 @@
+"""A team's own Python model behind the routes, in a worker process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import own_models
+from tests.support.servers import RunningServer, carpool_serve
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copy(own_models.__file__, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scale(folder: Path) -> Iterator[RunningServer]:
+    with carpool_serve(folder, ["--model", "own_models:Scale"]) as server:
+        yield server
+
+
+def predict(server: RunningServer, **request: Any) -> Any:
+    reply = server.client.post("/predict", **request)
+    return reply.json()["result"]["twice"] if reply.status_code == 200 else (reply.status_code, reply.json())
+
+
+def test_json_bytes_and_files_give_the_same_result(scale: RunningServer) -> None:
+    """`/predict` reads what its content type says; the model is in the current folder."""
+    numbers = np.array([[1, 2], [3, 4]], dtype=np.float32)
+    expected = [[2, 4], [6, 8]]
+    octets = {"content-type": "application/octet-stream", "x-shape": "2,2"}
+    assert predict(scale, json={"data": numbers.tolist()}) == expected
+    assert predict(scale, content=numbers.tobytes(), headers=octets) == expected
+    assert predict(scale, content=b'{ "id": 7, "data": [[1, 2], [3, 4]] }') == expected
+
+
+def test_a_wrong_shape_is_422_and_fails_nobody_else(scale: RunningServer) -> None:
+    """In one batch or in many, each caller gets their own."""
+    inputs = [[[place], [place]] if place % 3 else [place] for place in range(24)]
+    with ThreadPoolExecutor(24) as callers:
+        answers = list(callers.map(lambda one: predict(scale, json={"data": one}), inputs))
+    for place, answer in enumerate(answers):
+        if place % 3:
+            assert answer == [[2 * place], [2 * place]]
+        else:
+            assert answer[0] == 422
+            assert answer[1]["detail"].endswith("the shape [1]: expected float32 of the shape [2, any]")
+
+
+def test_what_cannot_be_read_is_refused_in_the_dialect_of_predict(scale: RunningServer) -> None:
+    """A content type, a header, an empty body."""
+    octets = {"content-type": "application/octet-stream", "x-dtype": "object"}
+    assert predict(scale, content=b"1", headers=octets)[0] == 422
+    assert predict(scale, content=b"")[0] == 422
+    status, error = predict(scale, content=b"1", headers={"content-type": "text/plain"})
+    assert status == 415
+    assert "allowed: application/json, application/octet-stream, application/x-npy" in error["detail"]
+
+
+def test_the_documentation_has_the_content_types(scale: RunningServer) -> None:
+    """Whoever reads `/docs` finds that tensors and images may be sent as they are."""
+    described = scale.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert {"application/json", "application/octet-stream", "application/x-npy", "image/jpeg"} <= set(described)
+
+
+def test_a_route_that_the_model_has_no_method_for_says_so(scale: RunningServer) -> None:
+    """400 in the envelope, 424 as TEI has it."""
+    own = scale.client.post("/embed", json={"input": "a"})
+    assert own.status_code == 400
+    assert own.json()["error"]["message"] == "the model cannot embed"
+    theirs = scale.client.post("/embed", json={"inputs": "a"})
+    assert theirs.status_code == 424
+
+
+def test_errors_of_one_item_are_422_or_500_by_whose_fault_it_is(folder: Path) -> None:
+    """And the worker lives on."""
+    with carpool_serve(folder, ["--model", "own_models:Words"]) as server:
+        workers = server.children()
+        replies = [server.client.post("/predict", json={"data": text}) for text in ("", "bug", "short", "a b")]
+        assert [reply.status_code for reply in replies] == [422, 500, 500, 200]
+        assert replies[1].json() == {"detail": "the model failed on this input: RuntimeError: a bug"}
+        assert replies[3].json()["result"] == 2
+        assert server.children() == workers
+
+
+def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None:
+    """In every dialect."""
+    with carpool_serve(folder, ["--model", "own_models:Lengths"]) as server:
+        own = server.client.post("/embed", json={"input": "a"}).json()
+        assert own["embedding"] == pytest.approx([0.6, 0.8])
+        theirs = server.client.post("/v1/embeddings", json={"input": ["a"], "model": "x"}).json()
+        assert theirs["data"][0]["embedding"] == pytest.approx([0.6, 0.8])
+        ranks = server.client.post("/rerank", json={"query": "abc", "texts": ["abcdef", "abc"]}).json()
+        assert ranks == [{"index": 1, "score": 0.0}, {"index": 0, "score": -3.0}]
+        assert server.client.post("/predict", json={"data": 1}).status_code == 422

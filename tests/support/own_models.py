@@ -1,0 +1,92 @@
+"""Models as a team would write them, small: what `--model own_models:NAME` serves in tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+
+
+class Scale:
+    """Numbers times two. It has everything that a model may have."""
+
+    input_shape = (2, None)
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def load(self, device: str) -> None:
+        self.calls.append(("load", device))
+
+    def warmup(self) -> None:
+        self.calls.append("warmup")
+
+    def collate(self, inputs: list[Any]) -> Any:
+        return np.stack(inputs)
+
+    def predict(self, batch: Any) -> Any:
+        self.calls.append(batch.shape)
+        return batch * 2
+
+    def postprocess(self, result: Any) -> Any:
+        return {"twice": result, "pid": os.getpid()}
+
+
+class Words:
+    """Counts words, and does what the text says."""
+
+    def preprocess(self, text: str) -> list[str]:
+        return text.split()
+
+    def predict(self, inputs: list[list[str]]) -> list[Any]:
+        if ["die"] in inputs:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ["short"] in inputs:
+            return []
+        return [ValueError("no words") if not words else self._count(words) for words in inputs]
+
+    def _count(self, words: list[str]) -> Any:
+        return RuntimeError("a bug") if words == ["bug"] else len(words)
+
+
+class Lengths:
+    """Vectors and scores for texts, by their lengths."""
+
+    def embed(self, texts: list[str]) -> Any:
+        return np.array([[3.0, 4.0 * len(text)] for text in texts])
+
+    def rerank(self, query: str, texts: list[str]) -> list[float]:
+        return [-abs(len(text) - len(query)) for text in texts]
+
+
+def make_words() -> Words:
+    return Words()
+
+
+def make_function() -> Any:
+    return double
+
+
+def double(inputs: list[Any]) -> list[Any]:
+    return [each * 2 for each in inputs]
+
+
+words = Words()
+number = 3
+
+
+class Padded:
+    """The mean of a list of numbers, which forgets that the shorter ones were padded."""
+
+    def predict(self, inputs: list[list[float]]) -> Any:
+        width = max(len(each) for each in inputs)
+        return np.array([[*each, *[0.0] * (width - len(each))] for each in inputs]).mean(axis=1)
+
+
+class Stacked:
+    """The sum of a list of numbers; lists of different lengths cannot be stacked."""
+
+    def predict(self, inputs: list[list[float]]) -> Any:
+        return np.stack([np.array(each) for each in inputs]).sum(axis=1)
