@@ -252,6 +252,11 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return self._queue.waiting
+
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the queue and the slots."""
         slots = sum(replica.slots for replica in self._pool.replicas)

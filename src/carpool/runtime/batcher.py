@@ -301,7 +301,7 @@ class Batcher(Generic[In, Out]):
                     requests=len(batch.parts),
                     reason=batch.reason,
                     waited=batch.longest_wait,
-                    left_waiting=self._scheduler.statistics().waiting,
+                    left_waiting=self._scheduler.waiting,
                     replica=self._name_of(batch.replica),
                 )
             )
