@@ -12,7 +12,7 @@ from math import inf
 _STEP = 0.2  # how far the failure rate moves with each batch
 _TOO_MANY = 0.66  # of the last batches lost: five in a row from perfect health, 1 - 0.8 ** 5 = 0.67
 _FIRST_PAUSE = 0.25  # seconds; doubled each time a trial fails
-_LONGEST_PAUSE = 0.5  # a replica that is back is to be used within 2 s, also if a trial hung for the first of them
+_LONGEST_PAUSE = 0.5  # a replica that is back is to be used within 2 s, be it that a trial hung for one
 
 
 class Breaker:

@@ -5,9 +5,8 @@ An item stays the JSON that it was, and is decoded only to prove what it is.
 
 from __future__ import annotations
 
-import sys
-from array import array as machine_array
 from collections.abc import Callable, Sequence
+from struct import pack
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -64,12 +63,10 @@ def array(results: Sequence[EncodedJson]) -> list[EncodedJson]:
 def float32(vector: EncodedJson) -> bytes:
     """A vector as little-endian float32: the only place where a float is parsed."""
     try:
-        numbers = machine_array("f", _NUMBERS.decode(vector))
+        numbers = _NUMBERS.decode(vector)
+        return pack(f"<{len(numbers)}f", *numbers)  # half the time of an `array`
     except (msgspec.DecodeError, OverflowError) as error:
         raise BackendError("the model's vector is not an array of numbers", str(error)) from None
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
 
 
 class _Rank(msgspec.Struct):
