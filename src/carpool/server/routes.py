@@ -51,8 +51,8 @@ def batched_routes(service: Service) -> tuple[Route, ...]:
         routes += (
             replace(infer, model=model.name)
             for infer in (
-                kserve_v2_routes.infer(model.name),
-                kserve_v2_routes.infer(model.name, "/versions/1"),
+                kserve_v2_routes.infer(model.name, path, takes_numbers=model.takes == "data")
+                for path in ("", "/versions/1")
             )
         )
         prefix = f"{OWN}{model.name}"
@@ -140,7 +140,7 @@ def _model_reads(service: Service, name: str) -> dict[str, Read]:
             "Whether the model can serve now; 400 if not.",
         ),
         v2: (
-            lambda: kserve_v2_routes.encode_model(name, find(name).told().get("dimensions", -1)),
+            lambda: _encode_model(find(name)),
             "The model's inputs and outputs.",
         ),
         f"{own}/health": (lambda: service.model_health(name), "Whether the model can serve now; 503 if not."),
@@ -148,6 +148,10 @@ def _model_reads(service: Service, name: str) -> dict[str, Read]:
     if find(name).passthrough is None:
         routes[f"{own}/info"] = _info(service, name)
     return routes
+
+
+def _encode_model(model: ServedModel) -> Reply:
+    return kserve_v2_routes.encode_model(model.name, model.takes == "data", model.told())
 
 
 def _info(service: Service, name: str) -> Read:
