@@ -182,8 +182,15 @@ def test_health_and_info(model_server: RunningServer) -> None:
     assert model_server.client.get("/v2").json()["name"] == "carpool"
     assert model_server.client.get("/v2/health/live").json() == {"live": True}
     assert model_server.client.get("/v2/health/ready").json() == {"ready": True}
-    assert model_server.client.get("/v2/models/default").json()["outputs"][0]["shape"] == [-1, 384]
-    assert model_server.client.get("/v1/models").json()["data"][0]["id"] == "default"
+    for path in ("/v2/models/default", "/v2/models/default/versions/1"):
+        assert model_server.client.get(path).json()["outputs"][0]["shape"] == [-1, 384]
+        assert model_server.client.get(f"{path}/ready").json() == {"name": "default", "ready": True}
+    (listed,) = model_server.client.get("/v1/models").json()["data"]
+    assert listed["id"] == "default"
+    assert model_server.client.get("/v1/models/default").json() == listed
+    unknown = model_server.client.get("/v1/models/no")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    assert "there is no model 'no': served: default" in unknown.json()["error"]["message"]
 
 
 @LANES

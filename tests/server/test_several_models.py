@@ -185,9 +185,12 @@ def test_health_and_metrics_tell_the_truth_of_each_model(server: RunningServer, 
     assert proxied["upstreams"] == [{"url": far.url, "status": "healthy"}]
     for name, status in zip(NAMES, [200, 200, 503, 503], strict=True):
         assert server.client.get(f"/models/{name}/health").status_code == status
-        ready = server.client.get(f"/v2/models/{name}/ready")
-        assert (ready.status_code == 200) == (status == 200)
-        assert ready.json() == {"name": name, "ready": status == 200}
+        for version in ("", "/versions/1"):
+            ready = server.client.get(f"/v2/models/{name}{version}/ready")
+            assert (ready.status_code == 200) == (status == 200)
+            assert ready.json() == {"name": name, "ready": status == 200}
+        assert server.client.get(f"/v1/models/{name}").json()["id"] == name
+        assert server.client.get(f"/v1/models/{name.replace('/', '%2F')}").json()["id"] == name
     assert server.client.get("/v2/models/no/ready").status_code == 404
     assert [each["id"] for each in server.client.get("/v1/models").json()["data"]] == NAMES
     assert server.client.get("/models/local/info").json()["model_id"].endswith("/tiny")

@@ -59,6 +59,8 @@ def conform(value: Any, shape: Shape | None, dtype: str) -> Array:
     """
     import numpy as np
 
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" != np.dtype(dtype).kind:
+        raise BadInput(f"the input is {value.dtype}", _wanted(shape, dtype))  # not cut off at the point
     try:
         array = np.asarray(value, dtype=dtype)
     except (ValueError, TypeError):  # rows of different lengths, or no numbers

@@ -24,6 +24,8 @@ _EMBED = by_field(native.EMBED, b'{"input":', {"inputs": tei_routes.EMBED})
 _PREDICT = by_field(predict.PREDICT, b'{"data":', {"inputs": tei_routes.PREDICT})
 _RERANK = by_field(tei_routes.RERANK, b'{"texts":', {"documents": cohere_routes.RERANK})
 
+_OPENAI_MODELS = "/v1/models"
+
 _EVERYWHERE = (
     _EMBED,
     _PREDICT,
@@ -51,8 +53,8 @@ def batched_routes(service: Service) -> tuple[Route, ...]:
         routes += (
             replace(infer, model=model.name)
             for infer in (
-                kserve_v2_routes.infer(model.name),
-                kserve_v2_routes.infer(model.name, "/versions/1"),
+                kserve_v2_routes.infer(model.name, path, takes_numbers=model.takes == "data")
+                for path in ("", "/versions/1")
             )
         )
         prefix = f"{OWN}{model.name}"
@@ -89,6 +91,8 @@ def not_found(service: Service, path: str, routes: Iterable[Route]) -> CarpoolEr
     """What is said of a path that is not served."""
     if path.startswith((OWN, f"/v2{OWN}")) and service.models.under(path) is None:
         return service.models.not_found(f"there is no model at {path}")
+    if path.startswith(f"{_OPENAI_MODELS}/"):
+        return service.models.not_found(f"there is no model '{path.removeprefix(f'{_OPENAI_MODELS}/')}'")
     known = [route.path for route in routes if not route.path.startswith(OWN)]
     if service.models.only is None:
         known.append(f"{OWN}NAME/...")
@@ -105,7 +109,7 @@ def read_routes(service: Service) -> dict[str, Read]:
     routes: dict[str, Read] = {
         "/health": (service.health, "Whether requests can be served now; 503 with the reason if not."),
         "/ping": (lambda: tei_routes.encode_health(trouble()), "The same without a word."),
-        "/v1/models": (
+        _OPENAI_MODELS: (
             lambda: openai_routes.encode_models(models.names()),
             "The models, by their names.",
         ),
@@ -134,20 +138,29 @@ def read_routes(service: Service) -> dict[str, Read]:
 def _model_reads(service: Service, name: str) -> dict[str, Read]:
     """One model's own. They look it up each time, as it may be served no more."""
     v2, own, find = f"/v2/models/{name}", f"{OWN}{name}", service.models.find
+    ready: Read = (
+        lambda: kserve_v2_routes.encode_model_ready(name, service.model_trouble(name)),
+        "Whether the model can serve now; 400 if not.",
+    )
+    metadata: Read = (lambda: _encode_model(find(name)), "The model's inputs and outputs.")
     routes: dict[str, Read] = {
-        f"{v2}/ready": (
-            lambda: kserve_v2_routes.encode_model_ready(name, service.model_trouble(name)),
-            "Whether the model can serve now; 400 if not.",
-        ),
-        v2: (
-            lambda: kserve_v2_routes.encode_model(name, find(name).told().get("dimensions", -1)),
-            "The model's inputs and outputs.",
+        f"{v2}/ready": ready,
+        f"{v2}/versions/1/ready": ready,
+        v2: metadata,
+        f"{v2}/versions/1": metadata,
+        f"{_OPENAI_MODELS}/{name}": (
+            lambda: openai_routes.encode_model(find(name).name),
+            "The model, in OpenAI's words.",
         ),
         f"{own}/health": (lambda: service.model_health(name), "Whether the model can serve now; 503 if not."),
     }
     if find(name).passthrough is None:
         routes[f"{own}/info"] = _info(service, name)
     return routes
+
+
+def _encode_model(model: ServedModel) -> Reply:
+    return kserve_v2_routes.encode_model(model.name, model.takes == "data", model.told())
 
 
 def _info(service: Service, name: str) -> Read:

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carpool.errors import BackendError, BadInput
-from carpool.wire.base import EncodedJson
 from carpool.wire.inputs import float32
 
 HEADER = "inference-header-content-length"  # how many bytes of a body are JSON, where that is not all of it
 MEDIA_TYPE = "application/octet-stream"
 
 _LENGTH_BYTES = 4
-_FLOAT_BYTES = 4
 _LONGEST_NUMBER = 18  # digits: more than that is no length of anything
 
 
@@ -61,10 +59,9 @@ def read_text(element: bytes) -> str:
     return text
 
 
-def pack_vectors(vectors: Sequence[EncodedJson]) -> tuple[list[bytes], int]:
-    """The vectors as FP32, and how long each is. Raises `BackendError` if they are not of one length."""
-    rows = [float32(vector) for vector in vectors]
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
+def pack_rows(rows: Sequence[bytes]) -> list[bytes]:
+    """Rows of numbers, with commas between, as FP32. Raises `BackendError` if they are not of one length."""
+    packed = [float32(b"[%b]" % row) for row in rows]
+    if len(set(map(len, packed))) != 1:
         raise BackendError("the model's vectors are not of one length", "they are no tensor")
-    return rows, widths.pop() // _FLOAT_BYTES
+    return packed

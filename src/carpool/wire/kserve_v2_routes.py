@@ -1,23 +1,31 @@
-"""The dialect of KServe V2, from its server's side: texts (BYTES) in, vectors (FP32) out, in JSON or binary."""
+"""The dialect of KServe V2, from its server's side: a tensor in, a tensor of FP32 out, in JSON or binary.
+
+Texts (BYTES) become vectors. A model that takes any data takes tensors of numbers as well: `n` inputs where the
+shape is [n, ...], batched like those of `/predict`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput, CarpoolError, Overloaded, TimedOut
 from carpool.wire import kserve_v2_binary as binary
+from carpool.wire import kserve_v2_tensors as tensors
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, Times, decode_json, error_headers, json_reply
+from carpool.wire.call import INFER
 
-_INPUT, _OUTPUT = "text", "embedding"
+_BYTES = "BYTES"
 _DEEPEST = 8  # dimensions of a tensor
-_EXPECTED = '{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a text"]}]}'
+_EXPECTED = '{"inputs": [{"name": NAME, "shape": [n, ...], "datatype": TYPE, "data": [...]}]}'
+_NUMERIC = list(dict.fromkeys(["FP32", *tensors.TYPES]))  # the usual one first
+_NOTHING = (b"", b"null")
 _SHARES = {1: WEIGHTS["high"], 2: WEIGHTS["normal"]}  # by Triton's `priority`, of which 1 is the highest
 
 
@@ -35,7 +43,7 @@ class _Input(msgspec.Struct):
     name: str
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=_DEEPEST)]
     datatype: str
-    data: list[Any] | None = None
+    data: msgspec.Raw = msgspec.Raw()
     parameters: _InputParameters | None = None
 
 
@@ -56,122 +64,168 @@ class _Body(msgspec.Struct):
 
 
 _BODY = msgspec.json.Decoder(_Body)
+_LIST = msgspec.json.Decoder(list[Any])
 
 
-def infer(model: str, version: str = "") -> Route:
+class _Form(NamedTuple):
+    """What goes in and what comes out: their names, and how results become rows of numbers of one shape."""
+
+    input: str
+    output: str
+    cut: Callable[[Sequence[EncodedJson]], tuple[list[bytes], tuple[int, ...]]]
+
+
+def _vectors(results: Sequence[EncodedJson]) -> tuple[list[bytes], tuple[int, ...]]:
+    """Each without its brackets; they are known to be lists of numbers."""
+    rows = [bytes(result)[1:-1] for result in results]
+    return rows, (rows[0].count(b",") + 1,)
+
+
+_TEXTS = _Form("text", "embedding", _vectors)
+_NUMBERS = _Form("input", "output", tensors.cut)
+
+
+def infer(model: str, version: str = "", takes_numbers: bool = False) -> Route:
     """The route of a model by its name, and of one version of it where that is in the path."""
-    return Route(
+    usual = Route(
         path=f"/v2/models/{model}{version}/infer",
         payload="data",
-        decode=partial(_decode, model),
-        encode=partial(_encode, model, None),
+        decode=partial(_decode, model, takes_numbers),
+        encode=partial(_encode, model, None, _TEXTS),
         encode_error=encode_error,
         statuses=(400, 413, 415, 500, 502, 503),
         summary="Texts in, vectors out, as KServe's V2 protocol has it.",
-        request_schema=_REQUEST_SCHEMA,
-        response_schema=_RESPONSE_SCHEMA,
+        request_schema=_request_schema(_TEXTS, [_BYTES], ["What is vector search?"], {"type": "string"}),
+        response_schema=_response_schema(_TEXTS),
         error_schema=ERROR_SCHEMA,
-        by_head=partial(_by_head, model),
+        by_head=partial(_by_head, model, takes_numbers),
+    )
+    if not takes_numbers:
+        return usual
+    return replace(
+        usual,
+        summary="A tensor in, a tensor out, as KServe's V2 protocol has it: n inputs of shape [n, ...].",
+        request_schema=_request_schema(_NUMBERS, _NUMERIC, [0.5, 1.5], {}),
+        response_schema=_response_schema(_NUMBERS),
     )
 
 
-def _by_head(model: str, route: Route, headers: Mapping[str, str]) -> Route:
+def _by_head(model: str, takes_numbers: bool, route: Route, headers: Mapping[str, str]) -> Route:
     """A body that has tensors behind its JSON says in its head where they begin."""
     header = headers.get(binary.HEADER)
     if header is None:
         return route
-    decode = partial(_decode_binary, model, binary.read_length(header))
+    decode = partial(_decode_binary, model, takes_numbers, binary.read_length(header))
     return replace(route, decode=decode, media_types=(binary.MEDIA_TYPE,))
 
 
-def _decode(model: str, body: bytes) -> Ask:
-    return _ask(model, decode_json(_BODY, body, _EXPECTED), b"")
+def _decode(model: str, takes_numbers: bool, body: bytes) -> Ask:
+    return _ask(model, takes_numbers, decode_json(_BODY, body, _EXPECTED), b"")
 
 
-def _decode_binary(model: str, length: int, body: bytes) -> Ask:
+def _decode_binary(model: str, takes_numbers: bool, length: int, body: bytes) -> Ask:
     """Without any JSON the whole body is one text, and the vector comes back in binary as well."""
     if not length:
         text = msgspec.json.encode(binary.read_text(body))
-        return Ask((text,), answer=partial(_answer_binary, model, None))
-    written, tensors = binary.split(body, length)
-    return _ask(model, decode_json(_BODY, written, _EXPECTED), tensors)
+        return Ask((text,), answer=partial(_answer_binary, model, None, _TEXTS))
+    written, behind = binary.split(body, length)
+    return _ask(model, takes_numbers, decode_json(_BODY, written, _EXPECTED), behind)
 
 
-def _ask(model: str, asked: _Body, tensors: bytes) -> Ask:
-    """What a body asks for, with the bytes of its binary tensors."""
+def _ask(model: str, takes_numbers: bool, asked: _Body, behind: bytes) -> Ask:
+    """What a body asks for, with the bytes behind its JSON."""
     if len(asked.inputs) != 1:
         raise BadInput(f"expected 1 input, got {len(asked.inputs)}", f"expected {_EXPECTED}")
+    tensor = asked.inputs[0]
+    is_numbers = takes_numbers and tensor.datatype != _BYTES
+    form, read = (_NUMBERS, _numbers) if is_numbers else (_TEXTS, _texts)
     given = asked.parameters or _Parameters()
-    is_binary = given.binary_data_output
-    for output in asked.outputs or ():
-        if output.name != _OUTPUT:
-            raise BadInput(f"unexpected inference output '{output.name}'", f"allowed: {_OUTPUT}")
-        if output.parameters is not None and output.parameters.binary_data is not None:
-            is_binary = output.parameters.binary_data
-    items = tuple([msgspec.json.encode(text) for text in _texts(asked.inputs[0], tensors)])
+    is_binary = _wants_binary(asked.outputs, given.binary_data_output, form)
     return Ask(
-        items,
-        encode=partial(_encode, model, asked.id),
-        answer=partial(_answer_binary, model, asked.id) if is_binary else None,
+        read(tensor, behind),
+        group=INFER if is_numbers else None,
+        encode=partial(_encode, model, asked.id, form),
+        answer=partial(_answer_binary, model, asked.id, form) if is_binary else None,
         weight=_SHARES.get(given.priority, WEIGHTS["low"]) if given.priority else None,
         timeout=given.timeout / 1e6 if given.timeout else None,
     )
 
 
-def _texts(tensor: _Input, tensors: bytes) -> list[str]:
-    if tensor.datatype != "BYTES":
+def _wants_binary(outputs: Sequence[_Output] | None, is_usual: bool, form: _Form) -> bool:
+    for output in outputs or ():
+        if output.name != form.output:
+            raise BadInput(f"unexpected inference output '{output.name}'", f"allowed: {form.output}")
+        if output.parameters is not None and output.parameters.binary_data is not None:
+            is_usual = output.parameters.binary_data
+    return is_usual
+
+
+def _texts(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
+    """Each text, as JSON."""
+    if tensor.datatype != _BYTES:
         raise BadInput(f"input '{tensor.name}' is {tensor.datatype}", "this model takes texts: BYTES")
-    texts = _elements(tensor, tensors)
+    texts = binary.unpack_texts(behind) if _is_behind(tensor, behind) else _flat(tensor)
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise BadInput(
             f"input '{tensor.name}' is no list of texts", "expected at least one, none of them empty"
         )
     if prod(tensor.shape) != len(texts):
         raise BadInput(f"input '{tensor.name}' has {len(texts)} elements", f"expected the shape {tensor.shape}")
-    return texts
+    return tuple([msgspec.json.encode(text) for text in texts])
 
 
-def _elements(tensor: _Input, tensors: bytes) -> list[Any]:
-    """From behind the JSON, where `binary_data_size` says that they are there; there is no other tensor."""
+def _numbers(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
+    """Each row, as bytes that say how to read them."""
+    is_binary = _is_behind(tensor, behind)
+    return tensors.rows(behind if is_binary else bytes(tensor.data), is_binary, tensor.datatype, tensor.shape)
+
+
+def _is_behind(tensor: _Input, behind: bytes) -> bool:
+    """Whether it is behind the JSON, as `binary_data_size` says; there is no other tensor."""
     size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
-    if size is not None and tensor.data is not None:
+    if size is not None and bytes(tensor.data) not in _NOTHING:
         raise BadInput(f"input '{tensor.name}' has both data and binary_data_size", "allowed: one of them")
-    if (size or 0) != len(tensors):
+    if (size or 0) != len(behind):
         raise BadInput(
-            f"{len(tensors)} bytes follow the JSON", f"expected the binary_data_size of the input: {size or 0}"
+            f"{len(behind)} bytes follow the JSON", f"expected the binary_data_size of the input: {size or 0}"
         )
-    return _flat(tensor) if size is None else binary.unpack_texts(tensors)
+    if size is None and bytes(tensor.data) in _NOTHING:
+        raise BadInput(f"input '{tensor.name}' has no data", f"expected {_EXPECTED}")
+    return size is not None
 
 
 def _flat(tensor: _Input) -> list[Any]:
     """Row by row; it may be nested as deep as its shape is long."""
-    data = tensor.data or []
+    data = decode_json(_LIST, bytes(tensor.data), _EXPECTED)
     for _ in tensor.shape[1:]:
         data = [one for row in data for one in (row if isinstance(row, list) else (row,))]
     return data
 
 
 def _encode(
-    model: str, number: str | None, results: Sequence[EncodedJson], seconds: float
+    model: str, number: str | None, form: _Form, results: Sequence[EncodedJson], seconds: float
 ) -> Sequence[EncodedJson]:
-    """All the rows in one flat array: each vector without its brackets."""
-    rows = [bytes(result)[1:-1] for result in results]
-    head = _encode_head(model, number, len(rows), rows[0].count(b",") + 1)
-    return (head, b',"data":[', b",".join(rows), b"]}]}")
+    """All the rows in one flat array."""
+    rows, shape = form.cut(results)
+    return (_encode_head(model, number, form, (len(rows), *shape)), b',"data":[', b",".join(rows), b"]}]}")
 
 
-def _answer_binary(model: str, number: str | None, results: Sequence[EncodedJson], times: Times) -> Reply:
-    """The vectors as float32 behind the JSON."""
-    rows, width = binary.pack_vectors(results)
-    size = b',"parameters":{"binary_data_size":%d}}]}' % sum(map(len, rows))
-    head = _encode_head(model, number, len(rows), width) + size
-    return Reply(200, (head, *rows), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
+def _answer_binary(
+    model: str, number: str | None, form: _Form, results: Sequence[EncodedJson], times: Times
+) -> Reply:
+    """The rows as float32 behind the JSON."""
+    rows, shape = form.cut(results)
+    packed = binary.pack_rows(rows)
+    size = b',"parameters":{"binary_data_size":%d}}]}' % sum(map(len, packed))
+    head = _encode_head(model, number, form, (len(rows), *shape)) + size
+    return Reply(200, (head, *packed), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
 
 
-def _encode_head(model: str, number: str | None, rows: int, width: int) -> bytes:
+def _encode_head(model: str, number: str | None, form: _Form, shape: Sequence[int]) -> bytes:
     """All that is in front of the output's data, or of where they are."""
     head = {"model_name": model, "model_version": "1"} | ({} if number is None else {"id": number})
-    output = b',"outputs":[{"name":"embedding","datatype":"FP32","shape":[%d,%d]' % (rows, width)
+    sizes = b",".join([b"%d" % size for size in shape])
+    output = b',"outputs":[{"name":"%b","datatype":"FP32","shape":[%b]' % (form.output.encode(), sizes)
     return msgspec.json.encode(head)[:-1] + output
 
 
@@ -190,15 +244,19 @@ def encode_model_ready(model: str, trouble: str | None) -> Reply:
     return json_reply({"name": model, "ready": trouble is None}, 200 if trouble is None else 400)
 
 
-def encode_model(model: str, dimensions: int) -> Reply:
-    """The reply to `GET /v2/models/M`; -1 is any number."""
+def encode_model(model: str, takes_numbers: bool, told: Mapping[str, Any]) -> Reply:
+    """The reply to `GET /v2/models/M`; -1 is any number. `told` is what the model says of itself."""
+    form, datatype, sizes, made = _TEXTS, _BYTES, [], [told.get("dimensions", -1)]
+    if takes_numbers and (told.get("input_dtype") or "embed" not in told.get("can", ())):
+        form, datatype, made = _NUMBERS, tensors.datatype_of(told.get("input_dtype") or "float32"), []
+        sizes = [-1 if size is None else size for size in told.get("input_shape") or ()]
     return json_reply(
         {
             "name": model,
             "versions": ["1"],
             "platform": "carpool",
-            "inputs": [{"name": _INPUT, "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, dimensions]}],
+            "inputs": [{"name": form.input, "datatype": datatype, "shape": [-1, *sizes]}],
+            "outputs": [{"name": form.output, "datatype": "FP32", "shape": [-1, *made]}],
         }
     )
 
@@ -217,7 +275,7 @@ ERROR_SCHEMA: dict[str, Any] = {
 
 
 def _tensor(
-    name: str, datatype: str, shape: list[int], data: list[Any], element: dict[str, Any]
+    name: str, datatypes: Sequence[str], shape: list[int], data: list[Any], element: dict[str, Any]
 ) -> dict[str, Any]:
     """An array of one tensor."""
     sizes = {"type": "array", "minItems": 1, "maxItems": _DEEPEST, "items": {"type": "integer", "minimum": 1}}
@@ -231,35 +289,43 @@ def _tensor(
             "properties": {
                 "name": {"type": "string", "example": name},
                 "shape": sizes | {"example": shape},
-                "datatype": {"const": datatype, "example": datatype},
+                "datatype": {"enum": datatypes, "example": datatypes[0]},
                 "data": {"type": "array", "minItems": 1, "items": element, "example": data},
             },
         },
     }
 
 
-_REQUEST_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": {"type": "string"},
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "priority": {"type": "integer", "minimum": 0},
-                "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
+def _request_schema(
+    form: _Form, datatypes: Sequence[str], example: list[Any], element: dict[str, Any]
+) -> dict[str, Any]:
+    shape = [1] if form is _TEXTS else [1, len(example)]
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "priority": {"type": "integer", "minimum": 0},
+                    "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
+                },
             },
+            "inputs": _tensor(form.input, datatypes, shape, example, element),
         },
-        "inputs": _tensor(_INPUT, "BYTES", [1], ["What is vector search?"], {"type": "string"}),
-    },
-}
-_RESPONSE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["model_name", "outputs"],
-    "properties": {
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
-        "id": {"type": "string"},
-        "outputs": _tensor(_OUTPUT, "FP32", [1, 3], [0.0183, -0.0412, 0.0077], {"type": "number"}),
-    },
-}
+    }
+
+
+def _response_schema(form: _Form) -> dict[str, Any]:
+    example = [0.0183, -0.0412, 0.0077]
+    return {
+        "type": "object",
+        "required": ["model_name", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": _tensor(form.output, ["FP32"], [1, 3], example, {"type": "number"}),
+        },
+    }

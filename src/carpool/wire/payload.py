@@ -62,6 +62,15 @@ def head(media_type: str, headers: Mapping[str, str]) -> bytes:
     described = Head(media_type)
     if media_type == OCTETS:
         described = Head(media_type, _dtype(headers.get("x-dtype", "float32")), _shape(headers.get("x-shape")))
+    return _pack(described)
+
+
+def head_of(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The head for the bytes of a tensor; `dtype` is one of `DTYPES`."""
+    return _pack(Head(OCTETS, dtype, shape))
+
+
+def _pack(described: Head) -> bytes:
     written = msgspec.msgpack.encode(described)
     return _MARK + len(written).to_bytes(_LENGTH_BYTES, "little") + written
 
