@@ -101,7 +101,8 @@ def _numbers(body: bytes | memoryview, dtype: str) -> Any:
     except ImportError:
         return _json(body)
     try:
-        data = simdjson.Parser().parse(body)["data"]
+        parsed: Any = simdjson.Parser().parse(body)
+        data = parsed["data"]
         if not isinstance(data, simdjson.Array):
             return _json(body)
         flat = np.frombuffer(data.as_buffer(of_type="d"), dtype=np.float64)
