@@ -15,6 +15,7 @@
     ├── Overloaded       429   the queue is full or too long for it; `retry_after` says when to come back
     ├── BackendError     502   the model or the upstream failed on the batch, whatever was in it
     │   ├── BatchFailed        it failed on what was in it, and would again: one of its items may be to blame
+    │   │   └── BatchRefused   it said that it does not take that; what it was is a `BadInput`, once it is found
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     │   ├── Unreachable        it did not take the batch, or was lost over it: another try may succeed
     │   │   └── Crashed        the process that ran the batch has ended; twice, and it may be of the batch
@@ -123,6 +124,10 @@ class BackendError(CarpoolError):
 
 class BatchFailed(BackendError):
     """The backend failed on what was in the batch, and would again; one bad item is enough for that."""
+
+
+class BatchRefused(BatchFailed):
+    """The backend does not take what was in the batch; of an item alone, that is a `BadInput`."""
 
 
 class BatchTooLarge(BackendError):

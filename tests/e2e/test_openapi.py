@@ -17,7 +17,7 @@ CANNOT = {"/embed_all", "/embed_sparse", "/predict"}
 SETTINGS = """
 [checks]
 enabled = false
-not_a_server_error = { enabled = true, expected-statuses = ["2xx", "4xx", "503"%s] }
+not_a_server_error = { enabled = true, expected-statuses = ["2xx", "4xx", "503"] }
 status_code_conformance.enabled = true
 content_type_conformance.enabled = true
 response_schema_conformance.enabled = true
@@ -46,15 +46,15 @@ def test_generated_requests_get_only_what_is_documented(model_server: RunningSer
 
 
 def test_generated_requests_to_a_proxy(model_server: RunningServer, tmp_path: Path) -> None:
-    """The same where an upstream answers. What only that refuses, a token id that it lacks, is 502."""
+    """The same where an upstream answers, also of what only that refuses: a token id that it lacks."""
     with carpool_serve(tmp_path, ["--inference-url", model_server.url]) as proxy:
-        generate(proxy, tmp_path, "--exclude-path-regex=/versions/|/embed_", most=2, expected=', "502"')
+        generate(proxy, tmp_path, "--exclude-path-regex=/versions/|/embed_", most=2)
 
 
-def generate(server: RunningServer, folder: Path, *given: str, most: int, expected: str = "") -> None:
+def generate(server: RunningServer, folder: Path, *given: str, most: int) -> None:
     """Have schemathesis ask, for each route, all that is at an edge and up to `most` other requests."""
     pytest.importorskip("schemathesis")
-    (folder / "schemathesis.toml").write_text(SETTINGS % expected)
+    (folder / "schemathesis.toml").write_text(SETTINGS)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
     options = ["--phases=coverage,fuzzing", f"--max-examples={most}", "--seed=1", "--workers=4", "--no-color"]
     run = subprocess.run(

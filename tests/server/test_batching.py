@@ -77,6 +77,19 @@ def test_bad_input_in_the_middle_touches_nobody(
     assert sorted(upstream.batches[1]) == ["a", "b", "c"]
 
 
+def test_a_text_that_only_the_upstream_refuses_is_its_own_callers_mistake(
+    proxy: RunningServer, upstream: Upstream, pool: ThreadPoolExecutor
+) -> None:
+    """It is found among its companions, who are answered; its caller gets the upstream's words and no 5xx."""
+    occupy(proxy, upstream, pool)
+    replies = [pool.submit(embed, proxy, text) for text in ("a", "b", "too long", "c")]
+    until(lambda: waiting(proxy) == 4)
+    upstream.refuses = "too long"
+    upstream.let_go()
+    assert [reply.result().status_code for reply in replies] == [200, 200, 400, 200]
+    assert "Input validation error: too long" in replies[2].result().text
+
+
 def test_a_reply_of_the_wrong_count_is_an_error_for_all_and_an_answer_for_none(
     proxy: RunningServer, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:

@@ -57,12 +57,16 @@ class InThread:
 
 
 class Upstream(InThread):
-    """An honest one; `batches` is what came, `answer_with` replaces the honest answer."""
+    """An honest one; `batches` is what came, `answer_with` replaces the honest answer.
+
+    A batch with the text that it `refuses` is 422, in TEI's words.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[list[str]] = []
         self.answer_with: tuple[int, bytes] | None = None
+        self.refuses: str | None = None
         self.arrived = threading.Semaphore(0)  # released once for every batch that has come
         self._gate: asyncio.Event
 
@@ -98,6 +102,8 @@ class Upstream(InThread):
         if self.answer_with is not None:
             status, body = self.answer_with
             return web.Response(status=status, body=body, content_type="application/json")
+        if self.refuses in inputs:
+            return web.json_response({"error": f"Input validation error: {self.refuses}"}, status=422)
         return web.json_response([vector(text) for text in inputs], dumps=json.dumps)
 
 

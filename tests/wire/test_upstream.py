@@ -7,6 +7,7 @@ import pytest
 from carpool.errors import (
     BackendError,
     BatchFailed,
+    BatchRefused,
     BatchTooLarge,
     CarpoolError,
     Overloaded,
@@ -23,8 +24,8 @@ from carpool.wire.upstream import decode_refusal, named_limit
         (503, Unavailable),
         (500, BatchFailed),
         (424, BatchFailed),
-        (422, BatchFailed),
-        (400, BatchFailed),
+        (422, BatchRefused),
+        (400, BatchRefused),
         (413, BatchTooLarge),
         (408, Unreachable),
         (502, Unreachable),
@@ -77,14 +78,14 @@ def test_the_words_are_found_in_every_dialect(body: bytes) -> None:
 def test_the_limit_that_a_refusal_names(words: str, limit: int | None) -> None:
     """In the words of those who name one; then it was the size, whatever the status."""
     assert named_limit(words) == limit
-    kind = BatchFailed if limit is None else BatchTooLarge
+    kind = BatchRefused if limit is None else BatchTooLarge
     assert type(decode_refusal(422, words.encode())) is kind
 
 
 def test_one_text_that_is_too_long_is_not_a_batch_that_is_too_large() -> None:
     """TEI before 1.9 gave both the status 413."""
     words = b'{"error": "Input validation error: `inputs` must have less than 512 tokens. Given: 600"}'
-    assert type(decode_refusal(413, words)) is BatchFailed
+    assert type(decode_refusal(413, words)) is BatchRefused
     assert type(decode_refusal(413, b"")) is BatchTooLarge
 
 

@@ -31,7 +31,9 @@ from carpool.core.reruns import Rerun, Reruns, live
 from carpool.errors import (
     Abandoned,
     BackendError,
+    BadInput,
     BatchFailed,
+    BatchRefused,
     BatchTooLarge,
     CallerError,
     Crashed,
@@ -498,11 +500,14 @@ class Scheduler:
         if self._may_split(batch, error, search, kills):
             self._reruns.in_halves(now, batch, search)
             return
-        if kills and len(batch) == 1:
-            error = _deadly(error)
-        if len(batch) == 1 and isinstance(error, BatchFailed | BatchTooLarge) and (search.successes or kills):
+        if len(batch) == 1:
+            if kills:
+                error = _deadly(error)
+            elif isinstance(error, BatchRefused):
+                error = BadInput("the input is refused", str(error))
             ((request, _, _),) = batch.parts
-            if request.key is not None:
+            is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and (search.successes or kills)
+            if is_to_blame and request.key is not None:
                 self._quarantine.add(now, _identity(request), error)
         self._fail_all(batch.parts, error)
         if search.is_outage:
@@ -513,7 +518,7 @@ class Scheduler:
         if isinstance(error, Overloaded | Unavailable) and error.retry_after:
             replica.breaker.pause(now + error.retry_after)
         says_nothing = isinstance(error, _SAYS_NOTHING)
-        if says_nothing and not search.is_outage:
+        if says_nothing and (isinstance(error, BatchRefused) or not search.is_outage):
             replica.breaker.undecided()
         else:
             replica.breaker.failed(now)
@@ -599,6 +604,7 @@ class Scheduler:
 
 # What a replica did not like in a batch, had no time for, or was not asked any more.
 _SAYS_NOTHING = (BatchFailed, BatchTooLarge, CallerError, Overloaded, Abandoned)
+_OF_ITS_CONTENTS = (BadInput, BatchFailed, BatchTooLarge)
 _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a later moment, may make good
 
 

@@ -16,6 +16,7 @@ from carpool.core.replica import Capacity
 from carpool.errors import (
     BackendError,
     BatchFailed,
+    BatchRefused,
     BatchTooLarge,
     CarpoolError,
     Overloaded,
@@ -102,12 +103,14 @@ def decode_refusal(status: int, body: Body, retry_after: int | None = None) -> C
     message, detail = f"the upstream answered {status}", words[:_QUOTED]
     match status:
         case 413 if "Input validation error" in words:  # TEI before 1.9 says so of one text that is too long
-            return BatchFailed(message, detail)
+            return BatchRefused(message, detail)
         case 413:
             return BatchTooLarge(message, detail)
         case 400 | 422 if named_limit(words):
             return BatchTooLarge(message, detail)
-        case 400 | 422 | 424 | 500:
+        case 400 | 422:
+            return BatchRefused(message, detail)
+        case 424 | 500:
             return BatchFailed(message, detail)
         case 429:
             return Overloaded(message, detail, retry_after=retry_after or 0)
