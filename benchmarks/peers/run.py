@@ -209,6 +209,9 @@ def show(report: Report, title: str, rounds: Mapping[str, Rounds], closed: Mappi
             f"| {of.complaints} of {len(of.all)} |"
         )
     report.say()
+    for name, of in rounds.items():
+        if reasons := [one.complaint for one in of.all if one.complaint]:
+            report.say(f"Doubtful, {name}: {'; '.join(reasons)}.\n")
     if absent := closed.keys() - rounds.keys():
         report.say(
             f"Not run, as it is more than they answered with {USERS} users: {', '.join(sorted(absent))}.\n"
