@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -368,6 +369,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="peers, with commas between; all if it is not given")
     parser.add_argument("--quick", action="store_true", help="one round of 2 s, to see that it works; no file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server is to outlive this, least of all asleep
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     case, report = case_of(options.case), Report()
     describe(case, rounds, seconds, report)
