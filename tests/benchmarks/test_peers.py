@@ -1,0 +1,46 @@
+from collections.abc import Iterator
+
+import pytest
+from benchmarks.peers.model import Noop, load
+from benchmarks.peers.run import Round, Rounds, ahead
+from benchmarks.peers.servers import Server, run_carpool
+
+from tests.support.servers import until
+
+
+@pytest.fixture(scope="module")
+def carpool() -> Iterator[Server]:
+    with run_carpool("noop") as server:
+        yield server
+
+
+def rounds(rate: float, p50: float, p99: float, cpu: float) -> Rounds:
+    made = Rounds()
+    made.all.append(Round(rate, p50, p99, cpu, failed=0.0, complaint=""))
+    return made
+
+
+def test_the_peers_model_says_what_carpools_does() -> None:
+    """Every server runs the same model: one gets it as values, the others as the JSON of their answers."""
+    assert Noop().predict(["ab", ""]) == [2, 0]
+    assert load("noop")(["ab", ""]) == [b'{"result":2}', b'{"result":0}']
+
+
+def test_a_peer_is_better_where_more_is_good_or_less_is() -> None:
+    """A peer gets credit for a higher rate, and for lower latencies and CPU."""
+    ours = rounds(rate=100, p50=10, p99=20, cpu=30)
+    assert [what.split(" (")[0] for what in ahead(rounds(120, 12, 15, 25), ours)] == [
+        "req/s",
+        "p99",
+        "CPU per request",
+    ]
+    assert ahead(rounds(101, 9.9, 19.9, 29.9), ours) == []
+
+
+def test_a_server_sleeps_while_others_are_measured(carpool: Server) -> None:
+    """What is asleep answers nobody, and all of it goes on when it is woken."""
+    carpool.sleep()
+    until(lambda: all(process.status() == "stopped" for process in carpool.processes))
+    carpool.wake()
+    assert carpool.ask({"data": "four"}) == 4
+    assert len(carpool.processes) == 2
