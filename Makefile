@@ -43,7 +43,7 @@ test-compiled: compiled  ## Run the tests of what is compiled against the compil
 	@rm -rf build/compiled
 	@$(PYTHON) -m venv --without-pip build/compiled
 	@$(PYTHON) -m pip --python build/compiled/bin/python install -qq --disable-pip-version-check \
-		dist/carpool-*-cp*.whl httpx hypothesis pytest
+		dist/carpool-*-cp*.whl httpx hypothesis numpy pytest
 	@env -u PYTHONPATH build/compiled/bin/python -c 'import carpool.core.scheduler as s; assert s.__file__[-3:] != ".py", s'
 	@env -u PYTHONPATH build/compiled/bin/python -m pytest tests/core tests/runtime tests/wire
 
