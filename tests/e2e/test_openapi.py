@@ -46,17 +46,26 @@ def test_generated_requests_get_only_what_is_documented(model_server: RunningSer
 
 
 def test_generated_requests_to_a_proxy(model_server: RunningServer, tmp_path: Path) -> None:
-    """The same where an upstream answers, also of what only that refuses: a token id that it lacks."""
+    """The same where an upstream answers, also of what only that refuses: a token id that it lacks.
+
+    One at a time: so many bad inputs are more than may be searched for, and their companions would get 502.
+    """
     with carpool_serve(tmp_path, ["--inference-url", model_server.url]) as proxy:
-        generate(proxy, tmp_path, "--exclude-path-regex=/versions/|/embed_", most=2)
+        generate(proxy, tmp_path, "--exclude-path-regex=/versions/|/embed_", most=2, workers=1)
 
 
-def generate(server: RunningServer, folder: Path, *given: str, most: int) -> None:
+def generate(server: RunningServer, folder: Path, *given: str, most: int, workers: int = 4) -> None:
     """Have schemathesis ask, for each route, all that is at an edge and up to `most` other requests."""
     pytest.importorskip("schemathesis")
     (folder / "schemathesis.toml").write_text(SETTINGS)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
-    options = ["--phases=coverage,fuzzing", f"--max-examples={most}", "--seed=1", "--workers=4", "--no-color"]
+    options = [
+        "--phases=coverage,fuzzing",
+        f"--max-examples={most}",
+        "--seed=1",
+        f"--workers={workers}",
+        "--no-color",
+    ]
     run = subprocess.run(
         [*command, *options, *given],
         cwd=folder,
