@@ -65,7 +65,8 @@ class Request:
         self.tenant = tenant
         self.weight = weight
         self.timeout = timeout
-        self.key = key
+        # What is computed depends on the group as well: no key is shared across two.
+        self.key = key if key is None or group is None else (group, key)
         self.group = group
         self.missing = len(items)  # items whose result is not here yet
         self.results: list[Any] = []  # in the order of `items`, once it has ended well

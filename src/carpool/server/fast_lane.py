@@ -107,9 +107,6 @@ class _Unheard:
         """Nothing to do."""
 
 
-_UNHEARD = _Unheard()
-
-
 class Exchange:
     """A request of the lane and its reply. It has the attributes that uvicorn's protocol asks a request for."""
 
@@ -118,7 +115,6 @@ class Exchange:
         "disconnected",
         "keep_alive",
         "length",
-        "message_event",
         "more_body",
         "refusal",
         "request",
@@ -128,9 +124,9 @@ class Exchange:
         "terms",
         "wants_continue",
     )
+    message_event = _Unheard()
 
     def __init__(self, route: Route, keep_alive: bool) -> None:
-        self.message_event = _UNHEARD
         self.route = route
         self.keep_alive = keep_alive
         self.terms: Terms | None = None  # None where they cannot be read: then there is a refusal
