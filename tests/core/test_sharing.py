@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from carpool.errors import BackendError, Overloaded, TimedOut
@@ -21,6 +24,19 @@ def test_the_same_key_is_computed_once_and_answered_to_all() -> None:
     assert scheduler.collect_ended() == [first, second, third]
     first.results.clear()
     assert second.results == third.results == ["A"]
+
+
+def test_who_shared_lets_go_of_each_other() -> None:
+    """Answered, they are freed at once, as a server searches for garbage seldom."""
+    scheduler = make()
+    gc.disable()
+    try:
+        shared = [weakref.ref(submit(scheduler, 0.0, "a", key="a")) for _ in range(3)]
+        scheduler.complete(1.0, must_take(scheduler, 0.0), ["A"])
+        assert len(scheduler.collect_ended()) == 3
+        assert [each() for each in shared] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_what_has_been_answered_is_computed_anew() -> None:

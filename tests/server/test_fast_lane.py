@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import weakref
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
@@ -240,6 +242,28 @@ def test_a_reply_may_take_longer_than_a_connection_may_be_idle(new_loop: Callabl
             writer.close()
 
     run(main(), new_loop)
+
+
+@LOOPS
+def test_a_closed_connection_is_freed_without_a_search_for_garbage(new_loop: Callable[[], Any]) -> None:
+    """The server searches seldom; what has a cycle would pile up with every connection until then."""
+
+    async def main() -> None:
+        async with lane(Echo()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for request in (post(text("word")), post(text("word"), path="/nowhere"), post(text("word"))):
+                writer.write(request)
+                await read_reply(reader)
+            (connection,) = map(weakref.ref, server.connections)
+            writer.close()
+            await turns_until(lambda: connection() is None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main(), new_loop)
+    finally:
+        gc.enable()
 
 
 KNOWN = post(text("word"))

@@ -115,10 +115,9 @@ class Scheduler:
         if self._pool.down_since < inf and self._pool.is_down(now):
             raise _no_replica()
         if key is not None:
-            identity = key if request.group is None else (request.group, key)
-            if self._quarantine.known and (known := self._quarantine.find(now, identity)) is not None:
+            if self._quarantine.known and (known := self._quarantine.find(now, key)) is not None:
                 raise known
-            lead = self._leads.get(identity)
+            lead = self._leads.get(key)
         if lead is None:
             if queue.waiting + size > self._admission.max_queue_size:
                 self._admission.refuse_unless_entitled(now, request)
@@ -136,7 +135,7 @@ class Scheduler:
                 self._leaves_at = now + self._queue_timeout
             queue.push(request)
             if key is not None:
-                self._leads[identity] = request
+                self._leads[key] = request
         if request.expires < inf:
             self._expiries.watch(request)
         self._look_at = now
@@ -465,10 +464,8 @@ class Scheduler:
                     request.fail(result)
                 else:
                     request.results = [result]
-                if (key := request.key) is not None:
-                    identity = key if request.group is None else (request.group, key)
-                    if leads.get(identity) is request:
-                        del leads[identity]
+                if (key := request.key) is not None and leads.get(key) is request:
+                    del leads[key]
                 ended.append(request)
             elif not request.ended:
                 request.left = batch.taken_at
@@ -508,7 +505,7 @@ class Scheduler:
             ((request, _, _),) = batch.parts
             is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and (search.successes or kills)
             if is_to_blame and request.key is not None:
-                self._quarantine.add(now, _identity(request), error)
+                self._quarantine.add(now, request.key, error)
         self._fail_all(batch.parts, error)
         if search.is_outage:
             self._fail_all(self._reruns.abandon(search), error)
@@ -539,7 +536,10 @@ class Scheduler:
             self._ended.append(request)
         if request.key is not None or request.taken < len(request.items):
             self._leave(request)
-        for rider in request.riders or ():
+        # Let go of each other, or they would be freed by a search for garbage only.
+        riders, request.riders = request.riders, None
+        for rider in riders or ():
+            rider.carrier = None
             rider.results, rider.ended = list(request.results), True
             rider.left = request.left
             rider.error = request.error if request.has_failed else None
@@ -564,8 +564,8 @@ class Scheduler:
         lead = request.carrier
         if lead is None:
             self._queue.withdraw(request)
-            if request.key is not None and self._leads.get(_identity(request)) is request:
-                del self._leads[_identity(request)]
+            if request.key is not None and self._leads.get(request.key) is request:
+                del self._leads[request.key]
         elif lead.riders is not None and not lead.ended:
             lead.riders.remove(request)
             if lead.is_orphan and not lead.riders:
@@ -606,11 +606,6 @@ class Scheduler:
 _SAYS_NOTHING = (BatchFailed, BatchTooLarge, CallerError, Overloaded, Abandoned)
 _OF_ITS_CONTENTS = (BadInput, BatchFailed, BatchTooLarge)
 _LOST = (Unreachable, Unavailable, Overloaded)  # what another replica, or a later moment, may make good
-
-
-def _identity(request: Request) -> Hashable:
-    """What requests for the same computation have in common."""
-    return request.key if request.group is None else (request.group, request.key)
 
 
 def _deadly(error: BaseException) -> BatchFailed:
