@@ -234,6 +234,28 @@ def test_connections_are_kept_and_carry_one_request_at_a_time(run: Run) -> None:
     run(main())
 
 
+def test_memory_is_read_into_again_only_when_nobody_has_a_slice_of_it(run: Run) -> None:
+    """Replies come over one connection, shorter and longer; a vector that is kept stays what it was."""
+    sizes = [1, 7, 3, 7, 7, 2, 40, 1, 1]
+
+    async def main() -> None:
+        async with talking() as (upstream, backend):
+            kept, buffers = [], set()
+            for turn, size in enumerate(sizes * 3):
+                texts = [f"{turn}-{number}" for number in range(size)]
+                results = await backend.run([json.dumps(text).encode() for text in texts])
+                assert [json.loads(bytes(result)) for result in results] == [vector(text) for text in texts]
+                if turn % 4 == 0:
+                    kept.append((texts[-1], results[-1]))
+                buffers.add(id(memoryview(results[0]).obj))
+                del results
+            assert all(json.loads(bytes(result)) == vector(text) for text, result in kept)
+            assert len(kept) <= len(buffers) <= len(kept) + 1
+            assert upstream.connections == 1
+
+    run(main())
+
+
 def test_a_late_reply_is_nobodys(run: Run) -> None:
     """Whoever is cancelled takes its connection along; the answer that still comes finds nobody."""
 

@@ -21,6 +21,10 @@ class CountedBody(bytearray):
     items: Sequence[bytes] = ()
     _weight = 0.0
 
+    def forget(self) -> None:
+        """It is about to be another reply."""
+        self.tokens, self.items, self._weight = 0, (), 0.0
+
     def share(self, weight: float) -> float:
         """The tokens of an item of this weight."""
         self._weight = self._weight or sum(map(_weigh, self.items))

@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -25,6 +26,8 @@ from carpool.wire.counting import CountedBody
 
 _HEAD_BYTES = 4096  # a head that is larger is read in the ordinary way; small, since a body's start is copied
 _CHUNK_BYTES = 65_536  # read at a time in the ordinary way
+_KEPT_BYTES = 2 * 1024**2  # of a body's memory between two replies: 32 vectors of 4096 numbers are 1.4 MB
+_OWN_REFERENCES = 3  # to an object in an attribute and a variable, as `sys.getrefcount` counts them
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -45,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_early = False  # whether the reply has begun before the request had left
         self._parser: ReplyParser | None = None  # while a reply is read in the ordinary way
         self._body: CountedBody | None = None  # while a plain reply's body is read
+        self._last_body = CountedBody()
         self._headers = NO_HEADERS  # of that reply
         self._head_buffer = memoryview(bytearray(_HEAD_BYTES))
         self._buffer = self._head_buffer  # where the next bytes go, from `_filled` on
@@ -143,12 +147,30 @@ class Connection(asyncio.BufferedProtocol):
             raise too_large(self._largest)
         if len(start) > length:
             self._reusable = False  # something follows: the reply is whole, the connection is not to be trusted
-        body = CountedBody(length)
+        body = self._room(length)
         body[: len(start)] = start[:length]
         if len(start) >= length:
             self._finish(Response(200, self._headers, body))
         else:
             self._body, self._buffer, self._filled = body, memoryview(body), len(start)
+
+    def _room(self, length: int) -> CountedBody:
+        """A body to read into: where nobody has the last one any more, nor a slice of it, that one.
+
+        Replies of full batches are about as long, and to get and clear new memory for each costs more than to
+        read it.
+        """
+        body = self._last_body
+        if sys.getrefcount(body) > _OWN_REFERENCES or length > _KEPT_BYTES:
+            body = CountedBody(length)
+        elif length > len(body):
+            body.extend(bytes(length - len(body)))
+        else:
+            del body[length:]
+        if length <= _KEPT_BYTES:
+            self._last_body = body
+        body.forget()
+        return body
 
     def _parse(self, parser: ReplyParser, data: bytes) -> None:
         self._filled = 0
