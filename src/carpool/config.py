@@ -282,19 +282,15 @@ def _resolve_model(sources: _Sources, name: str, own: Table, flat: Table, is_onl
 
 def differences(before: Config, after: Config) -> set[tuple[str, str]]:
     """The settings that are not the same, each with its table, among the models that are in both."""
-    changed = {("server", key) for key in _keys(SERVER_SETTINGS) if _differ(before.server, after.server, key)}
-    for name in before.models.keys() & after.models.keys():
-        one, other = before.models[name], after.models[name]
-        changed |= {(name, key) for key in _keys(MODEL_SETTINGS) if _differ(one, other, key)}
-    return changed
-
-
-def _keys(settings: tuple[Setting, ...]) -> list[str]:
-    return [setting.key for setting in settings]
-
-
-def _differ(before: object, after: object, key: str) -> bool:
-    return bool(getattr(before, key) != getattr(after, key))
+    in_both = before.models.keys() & after.models.keys()
+    tables: list[tuple[str, Any, Any]] = [("server", before.server, after.server)]
+    tables += [(name, before.models[name], after.models[name]) for name in in_both]
+    return {
+        (table, setting.key)
+        for table, one, other in tables
+        for setting in settings_of(type(one))
+        if getattr(one, setting.key) != getattr(other, setting.key)
+    }
 
 
 class _Sources:
@@ -395,16 +391,7 @@ _NAMES: dict[type, str] = {
     bool: "true or false",
     tuple: "a text or a list of texts",
 }
-_TRUTHS = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
-}
+_TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
