@@ -90,9 +90,9 @@ def test_what_the_operator_must_mend_is_one_line_and_status_2(
 
 
 def test_the_line_is_what_a_batch_takes_and_what_each_input_adds() -> None:
-    """Exact where the times are on a line."""
-    assert check.fit({size: 3.0 + 0.5 * size for size in (1, 2, 8)}) == pytest.approx((3.0, 0.5))
-    assert check.fit({4: 2.0}) == (0.0, 0.5)
+    """Exact where the times are on a line; they are seconds, and shown are milliseconds."""
+    report = check.Report(0.0, times={size: 3.0 + 0.5 * size for size in (1, 2, 8)})
+    assert [*report.lines()][-1] == "S(b) = 3000.00 ms + 500.00 ms * b"
 
 
 def test_results_are_compared_number_by_number_and_word_by_word() -> None:

@@ -20,10 +20,10 @@ from carpool.models.spec import LocalModel
 from carpool.observe.log import LogObserver
 from carpool.observe.metrics import Metrics
 from carpool.runtime.batcher import Batcher
-from carpool.server.models import ServedModel, Takes
+from carpool.server.models import ServedModel
 from carpool.server.passthrough import PassThrough
 from carpool.server.service import BodyLimits, Service
-from carpool.wire.base import EncodedJson
+from carpool.wire.base import EncodedJson, Payload
 
 # Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
 # long as loading its model.
@@ -91,7 +91,7 @@ def _serve(
 ) -> ServedModel:
     """A model with its queue. That it cannot be had is raised here only if it is the only one."""
     backends: Sequence[Backend[bytes, EncodedJson]]
-    takes: Takes = "text"
+    takes: Payload = "text"
     if upstreams:
         backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
     else:

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from carpool.backends.process import child
+from carpool.bench.curve import fit
 from carpool.errors import ConfigError
 from carpool.models.spec import LocalModel
 from carpool.wire import payload
@@ -83,8 +84,8 @@ class Report:
         for size, seconds in self.times.items():
             gain = self.times[min(self.times)] / min(self.times) * size / seconds
             yield f"{size:<10} {seconds * 1e3:>9.2f} {seconds / size * 1e3:>9.2f} {gain:>6.2f}"
-        fixed, each_one = fit(self.times)
-        yield f"S(b) = {fixed * 1e3:.2f} ms + {each_one * 1e3:.2f} ms * b"
+        line = fit({size: seconds * 1e3 for size, seconds in self.times.items()})
+        yield f"S(b) = {line.a:.2f} ms + {line.c:.2f} ms * b"
 
 
 def check(
@@ -201,22 +202,6 @@ def measure(run: Run, items: Sequence[Any], sizes: Sequence[int]) -> dict[int, f
             taken.append(time.perf_counter() - start)
         times[size] = statistics.median(taken)
     return times
-
-
-def fit(times: dict[int, float]) -> tuple[float, float]:
-    """The line through the times: what a batch takes, and what each input in it adds.
-
-    Each point counts by its relative error: a thousandth of a second means little beside a second.
-    """
-    if len(times) < 2:
-        return 0.0, next(iter(times.values()), 0.0) / next(iter(times), 1)
-    weights = {size: 1 / seconds**2 for size, seconds in times.items()}
-    total = sum(weights.values())
-    middle = sum(weight * size for size, weight in weights.items()) / total
-    typical = sum(weights[size] * seconds for size, seconds in times.items()) / total
-    spread = sum(weight * (size - middle) ** 2 for size, weight in weights.items())
-    slope = sum(weights[size] * (size - middle) * seconds for size, seconds in times.items()) / spread
-    return max(0.0, typical - slope * middle), slope
 
 
 def _given(files: Sequence[Path], call: Call) -> list[Any]:

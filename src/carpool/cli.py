@@ -6,8 +6,8 @@ It reads flags and prints; what happens is decided elsewhere. Every setting has 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from carpool.assemble import assemble_both
-from carpool.bench.commands import bench, tune
+from carpool.bench.commands import bench, one_line_errors, tune
 from carpool.check import TOLERANCE, check
 from carpool.config import (
     DEFAULT_FILE,
@@ -30,7 +30,7 @@ from carpool.config import (
     header_of,
     load_config,
 )
-from carpool.errors import CarpoolError, ConfigError
+from carpool.errors import CarpoolError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
 from carpool.models.spec import resolve
@@ -69,16 +69,6 @@ def _help(setting: Setting) -> str:
     return f"{setting.rule.help}{allowed} Default: {default}. Environment: {names}."
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What went wrong is one line, not a traceback; exit status 2 if it is for the operator to mend."""
-    try:
-        yield
-    except CarpoolError as error:
-        click.echo(f"carpool: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-
 @main.command("serve")
 @_settings_options
 def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
@@ -87,7 +77,7 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     Without any argument: all-MiniLM-L6-v2 on http://127.0.0.1:3000. SIGHUP, or a change of the settings
     file, adds and removes upstreams.
     """
-    with _one_line_errors():
+    with one_line_errors():
         config = load_config(file, _given(flags))
         configure_logging(config.server.log_level)
         with listen(config.server.host, config.server.port) as listener:
@@ -106,7 +96,7 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
 @click.argument("name", default="minilm")
 def pull_command(name: str) -> None:
     """Fetch a catalogue model into the cache, verified, so that it works offline from then on."""
-    with _one_line_errors():
+    with one_line_errors():
         model = models.find(name)
         if not models.is_cached(model):
             _pull(ModelSettings(model=name))
@@ -123,7 +113,7 @@ def check_command(model: str, engine: str, files: tuple[Path, ...], tolerance: f
 
     It runs at several batch sizes and paddings; exit status 1 where an answer differs or fails.
     """
-    with _one_line_errors():
+    with one_line_errors():
         report = check(resolve(model, engine), files, tolerance=tolerance)
     click.echo("\n".join(report.lines()))
     for fault in report.faults:
@@ -135,7 +125,7 @@ def check_command(model: str, engine: str, files: tuple[Path, ...], tolerance: f
 @_settings_options
 def config_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Print the effective settings and where each comes from, as a settings file."""
-    with _one_line_errors():
+    with one_line_errors():
         click.echo(_as_toml(load_config(file, _given(flags))))
 
 

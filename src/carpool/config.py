@@ -249,8 +249,8 @@ def load_config(
     flat = _read(file)
     server_table = _pop_table(flat, "server", file)
     tables = _pop_models(flat, file)
-    _refuse_unknown(flat, MODEL_SETTINGS, f"{file}", {"server": SERVER_SETTINGS})
-    _refuse_unknown(server_table, SERVER_SETTINGS, f"{file} [server]", {})
+    _refuse_unknown(flat, MODEL_SETTINGS, f"{file}", is_top=True)
+    _refuse_unknown(server_table, SERVER_SETTINGS, f"{file} [server]")
     sources = _Sources(flags, environment)
     server = ServerSettings(
         **sources.values("server", SERVER_SETTINGS, shared=((f"{file} [server]", server_table),))
@@ -269,7 +269,7 @@ Table = tuple[str, Mapping[str, Any]]  # one of a file, with what it is called i
 
 def _resolve_model(sources: _Sources, name: str, own: Table, flat: Table, is_only: bool) -> ModelSettings:
     """One model's settings. One of several that says what it runs, or is a proxy to, inherits not the other."""
-    _refuse_unknown(own[1], MODEL_SETTINGS, own[0], {})
+    _refuse_unknown(own[1], MODEL_SETTINGS, own[0])
     if is_only:
         values = sources.values(name, MODEL_SETTINGS, shared=(own, flat))
     else:
@@ -282,19 +282,15 @@ def _resolve_model(sources: _Sources, name: str, own: Table, flat: Table, is_onl
 
 def differences(before: Config, after: Config) -> set[tuple[str, str]]:
     """The settings that are not the same, each with its table, among the models that are in both."""
-    changed = {("server", key) for key in _keys(SERVER_SETTINGS) if _differ(before.server, after.server, key)}
-    for name in before.models.keys() & after.models.keys():
-        one, other = before.models[name], after.models[name]
-        changed |= {(name, key) for key in _keys(MODEL_SETTINGS) if _differ(one, other, key)}
-    return changed
-
-
-def _keys(settings: tuple[Setting, ...]) -> list[str]:
-    return [setting.key for setting in settings]
-
-
-def _differ(before: object, after: object, key: str) -> bool:
-    return bool(getattr(before, key) != getattr(after, key))
+    in_both = before.models.keys() & after.models.keys()
+    tables: list[tuple[str, Any, Any]] = [("server", before.server, after.server)]
+    tables += [(name, before.models[name], after.models[name]) for name in in_both]
+    return {
+        (table, setting.key)
+        for table, one, other in tables
+        for setting in settings_of(type(one))
+        if getattr(one, setting.key) != getattr(other, setting.key)
+    }
 
 
 class _Sources:
@@ -395,16 +391,7 @@ _NAMES: dict[type, str] = {
     bool: "true or false",
     tuple: "a text or a list of texts",
 }
-_TRUTHS = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
-}
+_TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
@@ -471,26 +458,17 @@ def header_of(name: str) -> str:
 
 
 def _refuse_unknown(
-    table: Mapping[str, Any],
-    settings: tuple[Setting, ...],
-    source: str,
-    elsewhere: Mapping[str, tuple[Setting, ...]],
+    table: Mapping[str, Any], settings: tuple[Setting, ...], source: str, is_top: bool = False
 ) -> None:
     known = [setting.key for setting in settings]
-    for key, value in table.items():
-        if key in known:
-            continue
-        for other, others in elsewhere.items():
-            if key in [setting.key for setting in others]:
-                raise ConfigError(
-                    f"{source}: {key} = {value!r} is in the wrong place", f"write it in [{other}]"
-                )
+    for key in (key for key in table if key not in known):
+        written = f"{source}: {key} = {table[key]!r}"
+        if is_top and key in [setting.key for setting in SERVER_SETTINGS]:
+            raise ConfigError(f"{written} is in the wrong place", "write it in [server]")
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        tables = "" if not elsewhere else ", [server], [models.NAME]"
-        raise ConfigError(
-            f"{source}: {key} = {value!r} is not a setting", f"{hint}allowed: {', '.join(known)}{tables}"
-        )
+        tables = ", [server], [models.NAME]" if is_top else ""
+        raise ConfigError(f"{written} is not a setting", f"{hint}allowed: {', '.join(known)}{tables}")
 
 
 def _refuse_two_models(model: ModelSettings, model_source: str, url_source: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from carpool.assemble import Upstreams
@@ -89,13 +89,8 @@ class Reload:
             logger.warning("changed settings need a restart", extra={"settings": shown})
 
     async def _drain_model(self, name: str) -> None:
-        logger.info("model leaves", extra={"model": name})
-        try:
+        with _told("model", "a model could not be let go", model=name):
             await self._service.drain(name)
-        except Exception:  # which must not end the others
-            logger.exception("a model could not be let go", extra={"model": name})
-        else:
-            logger.info("model removed", extra={"model": name})
 
     async def _change_upstreams(
         self, upstreams: Upstreams, urls: tuple[str, ...], drains: asyncio.TaskGroup
@@ -111,13 +106,20 @@ class Reload:
                 drains.create_task(self._drain(upstreams, upstreams.take(url)))
 
     async def _drain(self, upstreams: Upstreams, upstream: HttpBackend) -> None:
-        logger.info("upstream leaves", extra={"url": upstream.name})
-        try:
+        with _told("upstream", "an upstream could not be released", url=upstream.name):
             await upstreams.release(upstream)
-        except Exception:  # which must not end the others
-            logger.exception("an upstream could not be released", extra={"url": upstream.name})
-        else:
-            logger.info("upstream removed", extra={"url": upstream.name})
+
+
+@contextlib.contextmanager
+def _told(what: str, failure: str, **about: str) -> Iterator[None]:
+    """Tell the log of something that leaves. If that fails it is told too, and must not end the others."""
+    logger.info("%s leaves", what, extra=about)
+    try:
+        yield
+    except Exception:
+        logger.exception(failure, extra=about)
+    else:
+        logger.info("%s removed", what, extra=about)
 
 
 def _shown(table: str, key: str, has_several: bool) -> str:

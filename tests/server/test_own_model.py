@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,15 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import own_models
 from tests.support.servers import RunningServer, carpool_serve
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    shutil.copy(own_models.__file__, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,9 @@ import numpy as np
 import pytest
 
 from tests.server.test_dialects import LANES, post
-from tests.support import own_models
 from tests.support.servers import RunningServer, carpool_serve
 
 INFER = "/v2/models/default/infer"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    shutil.copy(own_models.__file__, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import csv
 import gzip
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import count, cycle, pairwise
+from itertools import accumulate, count, cycle, pairwise
 from math import sqrt
 from pathlib import Path
 from random import Random
@@ -78,14 +78,7 @@ def _replay(path: Path, rate: float) -> Iterator[float]:
     if not gaps or not sum(gaps):
         raise ConfigError(f"{path}: a trace needs two different times at least")
     scale = 1 / (rate * fmean(gaps)) if rate else 1.0
-    return _running_sum(gaps, scale)
-
-
-def _running_sum(gaps: list[float], scale: float) -> Iterator[float]:
-    now = 0.0
-    for gap in cycle(gaps):
-        yield now
-        now += gap * scale
+    return accumulate((gap * scale for gap in cycle(gaps)), initial=0.0)
 
 
 def _recorded(path: Path) -> list[float]:

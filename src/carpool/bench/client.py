@@ -26,9 +26,8 @@ _OPEN_AT_ONCE = 100  # connections: fewer than the backlog of an ordinary listen
 _OPEN_AT_FIRST = 32  # of an open loop, which opens more as it needs them
 _ROUNDING = 0.001  # seconds that an event loop's timer may be early
 _REST = 0.1  # seconds that a user waits after a connection was refused
-_GRAIN = (
-    0.0002  # seconds: requests closer together than that are sent together, so that a ring is not spent on each
-)
+# Seconds: requests closer together than that are sent together, so that a ring is not spent on each.
+_GRAIN = 0.0002
 _MOST_TOGETHER = 64  # requests that are sent before replies are looked at again
 
 

@@ -84,10 +84,14 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return add
 
 
+_tokens = click.option(
+    "--tokens", default="10-50", show_default=True, help="Length of made-up texts: 128, or 10-50."
+)
+_late_limit = click.option(
+    "--late-limit", default="10ms", show_default=True, help="How late (p99) the generator itself may be."
+)
 _what = _options(
-    click.option(
-        "--tokens", default="10-50", show_default=True, help="Length of made-up texts: 128, or 10-50."
-    ),
+    _tokens,
     click.option("--texts", type=Path, help="Texts from this file, one a line."),
 )
 _how = _options(
@@ -110,9 +114,7 @@ _how = _options(
     "--connections", type=click.IntRange(1), default=4096, show_default=True, help="At most (open loop)."
 )
 @click.option("--patience", default="30s", show_default=True, help="How long the last answers are waited for.")
-@click.option(
-    "--late-limit", default="10ms", show_default=True, help="How late (p99) the generator itself may be."
-)
+@_late_limit
 @_what
 @click.option("--images", help="Pictures instead of texts: a file, a directory, or a size such as 224x224.")
 @_how
@@ -189,7 +191,7 @@ _server = _options(
 @click.option("--qps", help="Open loops at these rates instead, for each length of --tokens.")
 @click.option("--tokens", default=None, help="Length of made-up texts. 10-50; with --qps 10-50,128,512.")
 @click.option("--duration", default="60s", show_default=True, help="For each side, over all loads.")
-@click.option("--late-limit", default="10ms", show_default=True, help="As for `carpool bench`.")
+@_late_limit
 @click.option("--out", type=Path, required=True, help="Write the table and the pictures into this directory.")
 def compare_command(
     model_or_url: str,
@@ -258,7 +260,7 @@ def _write_comparison(compared: Sequence[Pair], out: Path, amount: str) -> str:
     "--goal", "text", default="max throughput with p99 < 100 ms", show_default=True, help=f"As in: {ALLOWED}."
 )
 @click.option("--duration", default="5s", show_default=True, help="Of each run.")
-@click.option("--tokens", default="10-50", show_default=True, help="Length of made-up texts: 128, or 10-50.")
+@_tokens
 @click.option(
     "--batch-sizes", help="Try only these, as in 8,16,32. Powers of 2 up to what is answered in time."
 )
@@ -271,7 +273,7 @@ def _write_comparison(compared: Sequence[Pair], out: Path, amount: str) -> str:
     show_default=True,
     help="What the inference server at the URL speaks.",
 )
-@click.option("--late-limit", default="10ms", show_default=True, help="As for `carpool bench`.")
+@_late_limit
 @click.option("--out", type=Path, required=True, help="Write tuned.toml, tuning.png and tuning.json here.")
 def tune(
     model_or_url: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
@@ -13,8 +13,6 @@ from carpool.bench.summary import Results, Window
 from carpool.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -95,10 +93,8 @@ def _two_ways(
 ) -> Figure:
     """The same curves over time and over the requests so far."""
     with canvas(2, title) as (figure, panels):
-        by_time, by_requests = results.over_time, results.over_requests
-        for axes, windows, label in zip(
-            panels, (by_time, by_requests), ("seconds", "requests answered so far"), strict=True
-        ):
+        ways = (("seconds", results.over_time), ("requests answered so far", results.over_requests))
+        for axes, (label, windows) in zip(panels, ways, strict=True):
             answered = [window for window in windows if window.rate or window.errors]
             draw(axes, [window.end for window in answered], answered)
             axes.set_xlabel(label)

@@ -1,7 +1,7 @@
-"""What an engine is, and what it needs from the library that computes for it.
+"""What the engines have in common, and what they need from the library that computes for them.
 
-`Engine` is what a worker process runs. `Session` is the narrow part of it that OpenVINO and ONNX Runtime each
-implement. Nothing here knows either library, or what the tensors mean.
+`Session` is the narrow part that each library implements. Nothing here knows any of them, or what the tensors
+mean.
 """
 
 from __future__ import annotations
@@ -32,17 +32,6 @@ class EngineInfo:
     dimensions: int
     max_tokens: int
     threads: int
-
-
-class Engine(Protocol):
-    """A loaded model. It is ready, and warm, from the moment it exists."""
-
-    @property
-    def info(self) -> EngineInfo:
-        """What it is."""
-
-    def run(self, texts: Sequence[str], /) -> list[bytes]:
-        """One result for each text, in order: the JSON array of its vector."""
 
 
 class Session(Protocol):

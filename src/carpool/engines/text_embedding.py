@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from carpool.engines import grouping, pooling
 from carpool.engines.base import EngineInfo, Session, Sessions, available_cores
+from carpool.engines.onnx import library
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
 from carpool.wire.call import EMBED, Call, CountedJson, Scalar
@@ -197,7 +197,9 @@ def load(directory: str | Path, engine: EngineName = "auto", threads: int = 0) -
     tokenizer = read_tokenizer(directory)
     pool = pooling.read_pooling(directory)
     threads = threads or available_cores()
-    sessions = (_opener(engine) if model.suffix == ".onnx" else _torch_opener(engine))(model, threads)
+    is_onnx = model.suffix == ".onnx"
+    open_sessions = library(engine, str(model)).open_sessions if is_onnx else _torch_opener(engine)
+    sessions: Sessions = open_sessions(model, threads)
     dimensions = _dimensions(model, sessions.solo, tokenizer)
     info = EngineInfo(sessions.solo.engine, "text", dimensions, tokenizer.max_tokens, threads)
     embedding = TextEmbedding(tokenizer, pool, sessions, info)
@@ -232,27 +234,6 @@ def _feeds(session: Session, ids: Ints, mask: Ints) -> dict[str, Ints]:
     if "token_type_ids" in session.inputs:
         feeds["token_type_ids"] = np.zeros_like(ids)  # 0: every text is a first sentence
     return feeds
-
-
-def _opener(engine: EngineName) -> Callable[[Path, int], Sessions]:
-    # Imported on use: each of the two modules needs a library that may not be installed.
-    match engine:
-        case "openvino":
-            from carpool.engines import openvino
-
-            return openvino.open_sessions
-        case "onnxruntime":
-            from carpool.engines import onnxruntime
-
-            return onnxruntime.open_sessions
-        case "auto":
-            with suppress(MissingExtra):
-                return _opener("openvino")
-            with suppress(MissingExtra):
-                return _opener("onnxruntime")
-            raise MissingExtra("openvino", "local")
-        case "torch":
-            raise ModelError("torch runs no ONNX file", "allowed: auto, openvino, onnxruntime")
 
 
 def _torch_opener(engine: EngineName) -> Callable[[Path, int], Sessions]:

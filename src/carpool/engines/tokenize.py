@@ -6,7 +6,8 @@ It knows no tensor: how texts are grouped and padded is decided by who has all t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +52,29 @@ class TextTokenizer:
         They are cut on the `left` or the right; without `truncate` what is too long is an error.
         """
         texts = [item for item in items if isinstance(item, str)]
-        encoded = iter(self._uncut(texts))
+        with self._uncut():
+            encoded = iter(self.ids(texts))
         return [
             self._fit(next(encoded) if isinstance(item, str) else list(item), truncate, left) for item in items
         ]
 
     def tokens(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[dict[str, Any]]]:
         """What each text is cut into. Places are in characters; special tokens have none."""
-        self._tokenizer.no_truncation()
-        try:
-            texts = [_well_formed(text) for text in texts]
+        texts = [_well_formed(text) for text in texts]
+        with self._uncut():
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        finally:
-            self._tokenizer.enable_truncation(self.max_tokens)
         return [_described(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
         """The text of each row of token ids; ids that the model does not know are left out."""
         return self._tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens)
 
-    def _uncut(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    @contextmanager
+    def _uncut(self) -> Iterator[None]:
+        """Texts are not cut meanwhile."""
         self._tokenizer.no_truncation()
         try:
-            return self.ids(texts)
+            yield
         finally:
             self._tokenizer.enable_truncation(self.max_tokens)
 

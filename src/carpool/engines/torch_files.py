@@ -28,20 +28,19 @@ def load(
     device: str = "cpu",
     shape: str = "",
     image: str = "",
-    bf16: str = "",
-    compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+    **options: str,
 ) -> PythonModel:
     """The network in a TorchScript file or a `torch.export` archive, ready and warm.
 
-    A TorchScript file does not say what it takes: `shape` does, `3,224,224`.
+    A TorchScript file does not say what it takes: `shape` does, `3,224,224`. The other `options` are those of
+    every network on torch.
     """
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"{path} does not exist", "expected a TorchScript or torch.export file")
     module, own = _exported(file) if file.suffix == ".pt2" else (_script(file, device), None)
     wanted = _shape(shape) if shape else own
-    options = network_options(device, bf16, compile)
-    return from_module(module, wanted, file.name, engine, picture(image), **options)
+    return from_module(module, wanted, file.name, engine, picture(image), **network_options(device, **options))
 
 
 def from_module(
@@ -64,15 +63,19 @@ def from_module(
     return serve(TensorModel(network, picture), name, device)
 
 
-def network_options(device: str, bf16: str, compiler: str) -> dict[str, Any]:
-    """What a SPEC's options mean for `TorchNetwork`; `compiler` is "true" or a backend of `torch.compile`."""
+def network_options(
+    device: str,
+    bf16: str = "",
+    compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+) -> dict[str, Any]:
+    """What a SPEC's options mean for `TorchNetwork`; `compile` is "true" or a backend of `torch.compile`."""
     if bf16.lower() not in _TRUTHS:
         raise ModelError(f"bf16={bf16} is not known", "allowed: true, false")
-    is_truth = compiler.lower() in _TRUTHS
-    backend = ("inductor" if _TRUTHS[compiler.lower()] else "") if is_truth else compiler
+    is_truth = compile.lower() in _TRUTHS
+    backend = ("inductor" if _TRUTHS[compile.lower()] else "") if is_truth else compile
     if backend and backend not in torch._dynamo.list_backends(None):
         allowed = ", ".join(("true", "false", *torch._dynamo.list_backends(None)))
-        raise ModelError(f"compile={compiler} is not known", f"allowed: {allowed}")
+        raise ModelError(f"compile={compile} is not known", f"allowed: {allowed}")
     return {"device": device, "bf16": _TRUTHS[bf16.lower()], "compiler": backend}
 
 

@@ -24,12 +24,7 @@ _CLASSES = 1000
 
 
 def load(
-    name: str,
-    weights: str = "",
-    engine: str = "auto",
-    device: str = "cpu",
-    bf16: str = "",
-    compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+    name: str, weights: str = "", engine: str = "auto", device: str = "cpu", **options: str
 ) -> PythonModel:
     """The classifier, ready and warm. `weights` is empty for the trained ones, "none", or a file of them."""
     torchvision, missing = _torchvision()
@@ -44,7 +39,7 @@ def load(
             or "pip install torchvision",
         )
     shape = (3, picture.size, picture.size)
-    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, bf16, compile))
+    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, **options))
 
 
 def _torchvision() -> tuple[Any, str]:

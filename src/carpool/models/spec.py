@@ -9,12 +9,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl
 
 from carpool.errors import ModelError
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
+from carpool.wire.base import Payload
 
 # By name: only the worker process imports an engine.
 _TEXT = "carpool.engines.text_embedding:load"
@@ -40,7 +41,7 @@ class LocalModel:
     loader: str
     arguments: dict[str, Any]
     title: str
-    takes: Literal["text", "data"]
+    takes: Payload
 
 
 def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda done: None) -> LocalModel:

@@ -9,17 +9,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from carpool.backends.base import Backend
 from carpool.errors import NotFound, Unavailable
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
-from carpool.wire.base import EncodedJson
+from carpool.wire.base import EncodedJson, Payload
 
 logger = logging.getLogger(__name__)
-
-Takes = Literal["text", "data"]
 
 OWN = "/models/"  # on which paths a model has what is its own: all under its name
 
@@ -41,7 +39,7 @@ class ServedModel:
     backends: Sequence[Backend[bytes, EncodedJson]]
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
-    takes: Takes = "text"
+    takes: Payload = "text"
     passthrough: PassThrough | None = None
 
     def told(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from carpool.observe.metrics import Metrics
 from carpool.observe.observer import ReplicaStatus, RequestRefused
 from carpool.server.models import Models, ServedModel
 from carpool.wire import native
-from carpool.wire.base import JSON, Ask, Reply, Route, Times
+from carpool.wire.base import JSON, Ask, Reply, Route, Times, media_type
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ class Service:
         """
         if route.by_head is not None:
             route = route.by_head(route, headers)
-        media_type = headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type != JSON and media_type not in route.media_types and not media_type.endswith("+json"):
+        given = media_type(headers)
+        if given != JSON and given not in route.media_types and not given.endswith("+json"):
             allowed = ", ".join((JSON, *route.media_types))
-            raise WrongType(f"content type {media_type} is not read here", f"allowed: {allowed}")
+            raise WrongType(f"content type {given} is not read here", f"allowed: {allowed}")
         length = headers.get("content-length", "")
         self.check_length(route, int(length) if length.isdigit() else 0)
         return route, read_terms(headers)

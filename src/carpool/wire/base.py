@@ -12,6 +12,8 @@ from carpool.errors import BadInput, CarpoolError, Overloaded, Unavailable, Wron
 
 Value = TypeVar("Value")
 
+Payload = Literal["text", "data"]  # what a body holds: texts, or anything else
+
 JSON = "application/json"
 
 # A result that is JSON already: a worker encoded it, or it is a slice of an upstream's reply.
@@ -84,7 +86,7 @@ class Route:
     """
 
     path: str
-    payload: Literal["text", "data"]
+    payload: Payload
     decode: Callable[[bytes], Ask]
     encode: Encode
     encode_error: Callable[[CarpoolError], Reply]
@@ -146,6 +148,11 @@ def decode_json(decoder: msgspec.json.Decoder[Value], body: bytes, expected: str
         raise BadInput(f"the body is not what this route takes: {error}", f"expected {expected}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"the body is not valid JSON: {error}", f"expected {expected}") from None
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """What a body is said to be, by its headers (lower-case names): JSON, where they do not say."""
+    return headers.get("content-type", JSON).partition(";")[0].strip().lower()
 
 
 def error_headers(error: CarpoolError) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,7 @@ import msgspec
 from carpool.errors import BadInput, CarpoolError
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
-from carpool.wire.inputs import TEXT_SCHEMA, elements, is_blank, ranked
+from carpool.wire.inputs import TEXT_SCHEMA, elements, is_blank, ranked, some
 
 _EXPECTED = '{"query": "a text", "documents": ["a text", ...], "top_n": 3}'
 
@@ -70,6 +70,8 @@ def encode_error(error: CarpoolError) -> Reply:
     return json_reply({"message": str(error)}, error.status, error_headers(error))
 
 
+_DOCUMENT_SCHEMA = {"type": "object", "required": ["text"], "properties": {"text": TEXT_SCHEMA}}
+
 RERANK = Route(
     path="/rerank",
     payload="text",
@@ -83,17 +85,8 @@ RERANK = Route(
         "required": ["query", "documents"],
         "properties": {
             "query": {"type": "string", "minLength": 1, "example": "What is vector search?"},
-            "documents": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "anyOf": [
-                        TEXT_SCHEMA,
-                        {"type": "object", "required": ["text"], "properties": {"text": TEXT_SCHEMA}},
-                    ]
-                },
-                "example": ["Finding near vectors.", "A fruit."],
-            },
+            "documents": some({"anyOf": [TEXT_SCHEMA, _DOCUMENT_SCHEMA]})
+            | {"example": ["Finding near vectors.", "A fruit."]},
             "top_n": {"type": "integer", "minimum": 1},
             "return_documents": {"type": "boolean"},
             "model": {"type": "string"},

@@ -16,13 +16,15 @@ from carpool.wire.base import EncodedJson, Route
 
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
+
+def some(items: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a list with at least one of these."""
+    return {"type": "array", "minItems": 1, "items": items}
+
+
 # What an item is, for the documentation.
 TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
-IDS_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-}
+IDS_SCHEMA = some({"type": "integer", "minimum": 0, "maximum": 2**32 - 1})
 
 _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
 _NUMBERS = msgspec.json.Decoder(list[float])

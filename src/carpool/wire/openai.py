@@ -15,7 +15,7 @@ from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call
 from carpool.wire.counting import CountedBody
-from carpool.wire.slices import Body, check_count, decode_reply, is_flat
+from carpool.wire.slices import Body, check_count, decode_reply, in_order, is_flat
 from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
 ABOUT = "/v1/models"  # where it describes itself
@@ -98,22 +98,14 @@ def _decode(body: Body, count: int) -> list[EncodedJson]:
             body.tokens = found[1].usage.prompt_tokens or 0
         numbers = [place.embedding for place in places]
         if sorted(numbers) == list(range(count)):
-            return _in_order([vectors[number] for number in numbers], [place.index for place in places], count)
+            indices = [place.index for place in places]
+            return in_order([vectors[number] for number in numbers], indices, "embeddings")
     data = decode_reply(_DATA, body, "a list of embeddings").data
     embeddings = [memoryview(datum.embedding) for datum in data]
     if not all(bytes(embedding[:1]) == b"[" for embedding in embeddings):
         raise BackendError("the upstream's reply is not a list of embeddings", "expected arrays of numbers")
-    return _in_order(embeddings, [datum.index for datum in data], count)
-
-
-def _in_order(vectors: Sequence[EncodedJson], indices: Sequence[int], count: int) -> list[EncodedJson]:
-    check_count(len(vectors), count)
-    if sorted(indices) != list(range(count)):
-        raise BackendError("the upstream's embeddings are not one for each input", f"indices of {count} inputs")
-    results: list[EncodedJson] = [b""] * count
-    for index, vector in zip(indices, vectors, strict=True):
-        results[index] = vector
-    return results
+    check_count(len(embeddings), count)
+    return in_order(embeddings, [datum.index for datum in data], "embeddings")
 
 
 def _cut(body: Body) -> tuple[list[memoryview], _Places] | None:

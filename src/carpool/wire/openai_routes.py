@@ -13,7 +13,7 @@ from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overlo
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
 from carpool.wire.counting import count_tokens
-from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, float32, is_blank, items_of
+from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, float32, is_blank, items_of, some
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
@@ -140,11 +140,7 @@ _REQUEST_SCHEMA: dict[str, Any] = {
     "properties": {
         "input": {
             "description": f"a text, a list of texts, token ids or a list of such, {_MOST_INPUTS} at most",
-            "anyOf": [
-                TEXT_SCHEMA,
-                IDS_SCHEMA,
-                *({"type": "array", "minItems": 1, "items": items} for items in (TEXT_SCHEMA, IDS_SCHEMA)),
-            ],
+            "anyOf": [TEXT_SCHEMA, IDS_SCHEMA, some(TEXT_SCHEMA), some(IDS_SCHEMA)],
             "example": ["What is vector search?", "What is a batch?"],
         },
         "model": {"type": "string", "example": "default"},

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from carpool.errors import BackendError, BadInput, CarpoolError, TimedOut
 from carpool.wire import payload
-from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply
+from carpool.wire.base import EncodedJson, Reply, Route, TextField, error_headers, json_reply, media_type
 
 # Request ids are random by process and count from there: to draw each was an eighth of what a small one cost.
 _ID_PREFIX = str(uuid4())[:24]
@@ -26,10 +26,10 @@ decode_data = partial(payload.ask, b"")  # read in the worker: it may be megabyt
 
 def _by_head(route: Route, headers: Mapping[str, str]) -> Route:
     """A body that is not JSON goes to the worker behind a head that says how to read it."""
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in payload.MEDIA_TYPES:
+    given = media_type(headers)
+    if given not in payload.MEDIA_TYPES:
         return route
-    return replace(route, decode=partial(payload.ask, payload.head(media_type, headers)))
+    return replace(route, decode=partial(payload.ask, payload.head(given, headers)))
 
 
 def encode_prediction(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:

@@ -10,6 +10,7 @@ passes as it is. Slices are views: whoever keeps one keeps the whole reply.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -76,6 +77,17 @@ def check_count(results: int, items: int) -> None:
         raise BackendError(
             f"the upstream gave {results} results for {items} inputs", "it must give one for each, in order"
         )
+
+
+def in_order(results: Sequence[EncodedJson], indices: Sequence[int], what: str) -> list[EncodedJson]:
+    """The results of a reply that numbers them, each in its place. `what` is what they are called."""
+    count = len(results)
+    if sorted(indices) != list(range(count)):
+        raise BackendError(f"the upstream's {what} are not one for each input", f"indices of {count} inputs")
+    ordered: list[EncodedJson] = [b""] * count
+    for index, result in zip(indices, results, strict=True):
+        ordered[index] = result
+    return ordered
 
 
 def decode_reply(decoder: msgspec.json.Decoder[Value], body: Body, expected: str) -> Value:

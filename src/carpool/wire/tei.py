@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from carpool.core.replica import Capacity
-from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson
 from carpool.wire.call import Call, Operation
-from carpool.wire.slices import Body, check_count, cut_strictly, cut_vectors, decode_reply
+from carpool.wire.slices import Body, check_count, cut_strictly, cut_vectors, decode_reply, in_order
 from carpool.wire.upstream import Description, Dialect, Exchange, cannot, parameters_of
 
 _TRUNCATION = ("truncate", "truncation_direction")
@@ -79,12 +78,7 @@ def _decode_ranks(body: Body, count: int) -> list[EncodedJson]:
     """The ranks in the order of the texts; they come sorted by score."""
     ranks = cut_strictly(body, count)
     places = [rank.index for rank in decode_reply(_RANKS, body, "an array of ranks")]
-    if sorted(places) != list(range(count)):
-        raise BackendError("the upstream's ranks are not one for each text", f"indices for {count} texts")
-    results: list[EncodedJson] = [b""] * count
-    for place, rank in zip(places, ranks, strict=True):
-        results[place] = rank
-    return results
+    return in_order(ranks, places, "ranks")
 
 
 def _decode_numbers(body: Body, count: int) -> list[EncodedJson]:

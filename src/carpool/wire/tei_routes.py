@@ -36,6 +36,7 @@ from carpool.wire.inputs import (
     is_mixed,
     items_of,
     ranked,
+    some,
 )
 
 PLAIN = "text/plain; charset=utf-8"  # what axum answers before TEI has seen the body
@@ -381,16 +382,12 @@ _ERROR_SCHEMA: dict[str, Any] = {
 }
 _INPUTS_SCHEMA = {
     "description": "a text, its token ids, or a list of either",
-    "anyOf": [
-        TEXT_SCHEMA,
-        IDS_SCHEMA,
-        {"type": "array", "minItems": 1, "items": {"anyOf": [TEXT_SCHEMA, IDS_SCHEMA]}},
-    ],
+    "anyOf": [TEXT_SCHEMA, IDS_SCHEMA, some({"anyOf": [TEXT_SCHEMA, IDS_SCHEMA]})],
     "example": ["What is vector search?", "What is a batch?"],
 }
-_PAIR_SCHEMA = {"type": "array", "minItems": 2, "maxItems": 2, "items": TEXT_SCHEMA}
-_BATCHED_SCHEMA = {"type": "array", "minItems": 1, "maxItems": 2, "items": TEXT_SCHEMA}
-_TEXT_LIST_SCHEMA = {"type": "array", "minItems": 1, "items": TEXT_SCHEMA}
+_TEXTS_SCHEMA = some(TEXT_SCHEMA)
+_ONE_OR_TWO_SCHEMA = _TEXTS_SCHEMA | {"maxItems": 2}
+_PAIR_SCHEMA = _ONE_OR_TWO_SCHEMA | {"minItems": 2}
 _VECTOR = {"type": "array", "items": {"type": "number"}, "example": [0.0183, -0.0412, 0.0077]}
 _NUMBERS = {"type": "array", "items": {"type": "number"}, "example": [0.91, 0.13]}
 _OPTIONS: dict[str, Any] = {
@@ -431,7 +428,7 @@ def _route(
     )
 
 
-_TEXTS_SCHEMA = _object(("inputs",), inputs=_INPUTS_SCHEMA, **_OPTIONS, prompt_name={"type": "string"})
+_EMBED_SCHEMA = _object(("inputs",), inputs=_INPUTS_SCHEMA, **_OPTIONS, prompt_name={"type": "string"})
 _EMBED = msgspec.json.Decoder(_Embed)
 _EMBEDS = msgspec.json.Decoder(_Embeds)
 _TOKENS = _object(
@@ -469,14 +466,14 @@ EMBED_ALL = _route(
     "/embed_all",
     "Texts in, a vector for each of their tokens out.",
     partial(_ask_inputs, _EMBEDS, "embed_all", ("prompt_name",)),
-    _TEXTS_SCHEMA,
+    _EMBED_SCHEMA,
     _array(_array(_VECTOR)),
 )
 EMBED_SPARSE = _route(
     "/embed_sparse",
     "Texts in, sparse vectors out, where the model has them.",
     partial(_ask_inputs, _EMBEDS, "embed_sparse", ("prompt_name",)),
-    _TEXTS_SCHEMA,
+    _EMBED_SCHEMA,
     _array(_array(_SPARSE)),
 )
 PREDICT = _route(
@@ -487,7 +484,7 @@ PREDICT = _route(
         ("inputs",),
         inputs={
             "description": "a text, a pair, or a list of [text] and pairs",
-            "anyOf": [TEXT_SCHEMA, _PAIR_SCHEMA, {"type": "array", "minItems": 1, "items": _BATCHED_SCHEMA}],
+            "anyOf": [TEXT_SCHEMA, _PAIR_SCHEMA, some(_ONE_OR_TWO_SCHEMA)],
             "example": "I like this.",
         },
         **_OPTIONS,
@@ -502,7 +499,7 @@ RERANK = _route(
     _object(
         ("query", "texts"),
         query={"type": "string", "minLength": 1, "example": "What is vector search?"},
-        texts=_TEXT_LIST_SCHEMA | {"example": ["Finding near vectors.", "A fruit."]},
+        texts=_TEXTS_SCHEMA | {"example": ["Finding near vectors.", "A fruit."]},
         **_OPTIONS,
         raw_scores={"type": "boolean"},
         return_text={"type": "boolean"},
@@ -518,7 +515,7 @@ SIMILARITY = _route(
         inputs=_object(
             ("source_sentence", "sentences"),
             source_sentence={"type": "string", "minLength": 1, "example": "What is vector search?"},
-            sentences=_TEXT_LIST_SCHEMA | {"example": ["Near vectors.", "A fruit."]},
+            sentences=_TEXTS_SCHEMA | {"example": ["Near vectors.", "A fruit."]},
         ),
         parameters=_object((), **_OPTIONS, prompt_name={"type": "string"}),
     ),
@@ -532,7 +529,7 @@ TOKENIZE = _route(
         ("inputs",),
         inputs={
             "description": "a text or a list of texts",
-            "anyOf": [TEXT_SCHEMA, _TEXT_LIST_SCHEMA],
+            "anyOf": [TEXT_SCHEMA, _TEXTS_SCHEMA],
             "example": "What is vector search?",
         },
         add_special_tokens={"type": "boolean", "default": True},
@@ -548,7 +545,7 @@ DECODE = _route(
         ("ids",),
         ids={
             "description": "token ids or a list of such",
-            "anyOf": [IDS_SCHEMA, {"type": "array", "minItems": 1, "items": IDS_SCHEMA}],
+            "anyOf": [IDS_SCHEMA, some(IDS_SCHEMA)],
             "example": [101, 7592, 102],
         },
         skip_special_tokens={"type": "boolean", "default": True},

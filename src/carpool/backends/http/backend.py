@@ -58,8 +58,7 @@ class HttpBackend:
     `upstream` names its dialect, or leaves that to its URL and to what it says of itself. `model` is the one to
     ask for where it has several. `api_key` is sent as a bearer token. `timeout` (seconds) bounds a call.
 
-    Items are JSON; a group is a `Call`, or `None` for plain embeddings. Results are
-    the upstream's own bytes.
+    Items are JSON; a group is a `Call`, or `None` for plain embeddings. Results are the upstream's own bytes.
     """
 
     gives_up = True  # it hangs up, and the upstream may stop

@@ -13,14 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
-from carpool.backends.http.reply import (
-    NO_HEADERS,
-    ReplyParser,
-    Response,
-    plain_headers,
-    plain_length,
-    too_large,
-)
+from carpool.backends.http.reply import NO_HEADERS, ReplyParser, Response, read_plain, too_large
 from carpool.errors import BackendError, CarpoolError, Unreachable
 from carpool.wire.counting import CountedBody
 
@@ -132,9 +125,9 @@ class Connection(asyncio.BufferedProtocol):
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 and b"HTTP/1.1 200 ".startswith(data[:13]) and len(data) < _HEAD_BYTES:
             return  # there is more to come
-        length = plain_length(data[:end]) if end >= 4 and not self._is_early else None
-        if length is not None:
-            self._headers = plain_headers(data[:end])
+        plain = read_plain(data[:end]) if end >= 4 and not self._is_early else None
+        if plain is not None:
+            length, self._headers = plain
             self._read_body(length, data[end:])
             return
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))

@@ -1,6 +1,6 @@
 """One HTTP/1.1 reply, from bytes to status, headers and body. It knows no connection.
 
-Nearly every reply is plain: `plain_length` sees that from its head, and the connection reads the body itself.
+Nearly every reply is plain: `read_plain` sees that from its head, and the connection reads the body itself.
 `ReplyParser` is for all others: chunked, compressed, errors, interim replies, or ended by the connection's end.
 """
 
@@ -32,8 +32,8 @@ class Response(NamedTuple):
     body: bytes | bytearray
 
 
-def plain_length(head: bytes) -> int | None:
-    """The length of the body, if the reply is a 200 about whose framing there is nothing to decide.
+def read_plain(head: bytes) -> tuple[int, Mapping[str, str]] | None:
+    """The length of the body and the headers, if it is a 200 about whose framing there is nothing to decide.
 
     Whatever could be read in two ways makes it not plain: a second length, a folded line, a bare line end.
     """
@@ -52,12 +52,11 @@ def plain_length(head: bytes) -> int | None:
     ):
         return None
     digits = lower[at + 17 : lower.find(b"\r\n", at + 17)].strip(b" \t")
-    return int(digits) if digits.isdigit() else None
+    return (int(digits), _told_tokens(lower)) if digits.isdigit() else None
 
 
-def plain_headers(head: bytes) -> Mapping[str, str]:
-    """What a plain reply says of the tokens that it took, if it does."""
-    lower = head.lower()
+def _told_tokens(lower: bytes) -> Mapping[str, str]:
+    """What a plain reply's head, in lower case, says of the tokens that it took, if it does."""
     at = lower.find(b"\r\n" + TOKENS.encode() + b":")
     if at < 0:
         return NO_HEADERS
