@@ -1,7 +1,7 @@
 """Vectors as little-endian float32, for the dialects that send bytes: the only place where a float is parsed.
 
 A local model's vector brings its own (`Vector`), so it is an upstream's JSON that is read here. Where simdjson
-and numpy are installed they read all of a vector's numbers at once, in less than half the time.
+and numpy are installed they read all of a vector's numbers at once, in about half the time.
 """
 
 from __future__ import annotations
