@@ -23,6 +23,7 @@ from carpool.runtime.batcher import Batcher
 from carpool.server.models import ServedModel
 from carpool.server.passthrough import PassThrough
 from carpool.server.service import BodyLimits, Service
+from carpool.wire import floats
 from carpool.wire.base import EncodedJson, Payload
 
 # Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
@@ -44,6 +45,7 @@ def assemble_both(config: Config) -> tuple[Service, Mapping[str, Upstreams]]:
         model = _serve(name, settings, backends, metrics, is_only=len(config.models) == 1)
         models.append(model)
         if backends:
+            floats.reader()  # so that no request waits for its import
             upstreams[name] = Upstreams(settings, backends, model.batcher)
     limits = BodyLimits(text=config.server.max_text_bytes, data=config.server.max_predict_bytes)
     return Service(models, metrics, limits), upstreams

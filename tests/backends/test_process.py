@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -247,6 +248,20 @@ def test_batches_of_any_size_reach_the_model_as_they_are() -> None:
             items = [f'"{number:{size}}"'.encode() for number in range(count)]
             results = await backend.run(items)
             assert [json.loads(result)[0] for result in results] == [json.loads(item) for item in items]
+        await backend.close()
+
+    run(main())
+
+
+def test_a_vector_comes_with_what_the_model_knows_of_it() -> None:
+    """Also beside a result that is none."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        other, vector = await backend.run([b'"a"', b'"vector"'])
+        assert (vector, vector.tokens, vector.floats) == (b"[1.0]", 3, struct.pack("<f", 1))
+        assert (json.loads(other)[0], other.tokens, other.floats) == ("a", 0, b"")
         await backend.close()
 
     run(main())

@@ -6,11 +6,13 @@ import json
 import os
 import select
 import signal
+import struct
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from carpool.errors import ModelError
+from carpool.wire.call import Vector
 
 
 class Toy:
@@ -39,7 +41,13 @@ class Toy:
             return []
         if "print" in items:
             os.write(1, b"models print\n")
-        return [json.dumps([item, os.getpid()]).encode() for item in items]
+        return [_vector() if item == "vector" else json.dumps([item, os.getpid()]).encode() for item in items]
+
+
+def _vector() -> Vector:
+    vector = Vector(b"[1.0]")
+    vector.tokens, vector.floats = 3, struct.pack("<f", 1)
+    return vector
 
 
 class Memory(MemoryError):

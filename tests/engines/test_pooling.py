@@ -55,9 +55,9 @@ def test_any_other_pooling_is_refused(tmp_path: Path, modes: dict[str, bool]) ->
 
 def test_a_vector_of_zeros_stays_finite() -> None:
     """NaN would not even be JSON."""
-    assert pooling.to_json(pooling.normalise(np.zeros((1, 2), dtype=np.float32))) == [b"[0.0,0.0]"]
+    assert pooling.encode(pooling.normalise(np.zeros((1, 2), dtype=np.float32))) == [b"[0.0,0.0]"]
 
 
 def test_json_gives_the_same_floats_back_in_few_digits() -> None:
     """The digits are those of float32, not of its double."""
-    assert pooling.to_json(np.array([[0.1, 1 / 3]], dtype=np.float32)) == [b"[0.1,0.33333334]"]
+    assert pooling.encode(np.array([[0.1, 1 / 3]], dtype=np.float32)) == [b"[0.1,0.33333334]"]

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.support.servers import RunningServer, until
@@ -78,6 +79,54 @@ def test_dialects_share_batches_and_parameters_divide_them(proxy: RunningServer,
     together, alone = sorted((sorted(batch) for batch in upstream.batches[1:]), key=len, reverse=True)
     assert together == ["kserve", "native", "openai", "tei"]
     assert alone == ["not normal"]
+
+
+def infer(server: RunningServer, text: str) -> bytes:
+    """The vector of a text as KServe sends it in binary."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+    body = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    reply = post(server, "/v2/models/default/infer", body)
+    return reply.content[int(reply.headers["inference-header-content-length"]) :]
+
+
+def embed_base64(server: RunningServer, text: str) -> bytes:
+    """The same, as OpenAI sends it in base64."""
+    body = {"input": text, "model": "default", "encoding_format": "base64"}
+    return base64.b64decode(post(server, "/v1/embeddings", body).json()["data"][0]["embedding"])
+
+
+def embed(server: RunningServer, text: str) -> bytes:
+    """The same, from its JSON."""
+    numbers = post(server, "/embed", {"input": text}).json()["embedding"]
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def test_one_computation_answers_callers_of_all_dialects(proxy: RunningServer, upstream: Upstream) -> None:
+    """No batch has a text twice; bytes and JSON have the same numbers."""
+    texts, asked = ["one", "other"], [embed, infer, embed_base64]
+    upstream.hold()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(embed, proxy, "first")
+        assert upstream.arrived.acquire(timeout=30)
+        rest = [pool.submit(ask, proxy, text) for text in texts for ask in asked]
+        until(lambda: in_flight(proxy) == len(texts))  # equal ones do not count
+        upstream.let_go()
+        first.result()
+        packed = [one.result() for one in rest]
+    assert packed == [struct.pack("<4f", *vector(text)) for text in texts for _ in asked]
+    assert sorted(upstream.batches[1]) == texts
+    assert all(len(set(batch)) == len(batch) for batch in upstream.batches)
+
+
+def test_a_local_models_bytes_are_the_numbers_of_its_json(model_server: RunningServer) -> None:
+    """Bit by bit where it runs alone; a vector depends a little on its batch, since bf16 and int8 round."""
+    texts, asked = [f"text {number}" for number in range(8)], [embed, infer, embed_base64]
+    alone = {text: embed(model_server, text) for text in texts}
+    assert all(ask(model_server, text) == alone[text] for text in texts[:2] for ask in asked)
+    with ThreadPoolExecutor(24) as pool:
+        packed = [(text, pool.submit(ask, model_server, text)) for text in texts for ask in asked]
+    for text, one in packed:
+        assert np.frombuffer(one.result(), "<f4") @ np.frombuffer(alone[text], "<f4") > 0.999
 
 
 @LANES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from carpool.wire import openai
-from carpool.wire.call import EMBED, CountedJson
+from carpool.wire.call import EMBED, Vector
 from carpool.wire.counting import CountedBody, count_tokens
 
 ITEMS = [b'"ten bytes!"', b'"ten bytes?"', b"[1,2,3,4]"]
@@ -21,7 +21,7 @@ def told(body: bytes, tokens: int) -> CountedBody:
 
 def test_what_a_model_has_counted_is_what_is_told() -> None:
     """Item by item."""
-    one, two = CountedJson(b"[1]"), CountedJson(b"[2]")
+    one, two = Vector(b"[1]"), Vector(b"[2]")
     one.tokens, two.tokens = 3, 4
     assert count_tokens(ITEMS[:2], [one, two]) == 7
 

@@ -27,7 +27,7 @@ from carpool.errors import (
 from carpool.server.routes import nearest_dialect
 from carpool.wire import cohere_routes, kserve_v2_routes, native, openai_routes, tei_routes
 from carpool.wire.base import Ask, Route, Times
-from carpool.wire.call import Call, CountedJson
+from carpool.wire.call import Call, Vector
 from carpool.wire.inputs import by_field
 
 OPENAI = openai_routes.embeddings("default", lambda name: name == "default")
@@ -97,7 +97,7 @@ def test_ranks_have_the_callers_places() -> None:
 
 def test_usage_is_the_sum_of_what_was_counted() -> None:
     """And base64 holds little-endian float32."""
-    one, two = CountedJson(b"[1]"), CountedJson(b"[2]")
+    one, two = Vector(b"[1]"), Vector(b"[2]")
     one.tokens, two.tokens = 3, 4
     body = b'{"input":["a","b"],"encoding_format":"base64","model":"m"}'
     reply = said(OPENAI, body, one, two)

@@ -1,4 +1,4 @@
-"""From what a model returns to one vector of length 1 for each text, and to its JSON.
+"""From what a model returns to one vector of length 1 for each text, and to its JSON and its bytes.
 
 It knows no library but numpy and orjson, and not how the states were computed.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from carpool.engines.tokenize import read_json
 from carpool.errors import MissingExtra, ModelError
+from carpool.wire.call import Vector
 
 try:
     import numpy as np
@@ -82,6 +83,12 @@ def dumps(value: object) -> bytes:
     return orjson.dumps(value)
 
 
-def to_json(vectors: Floats) -> list[bytes]:
-    """Each vector as a JSON array, with the fewest digits that give the same float32 back."""
-    return [orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY) for vector in vectors]
+def encode(vectors: Floats) -> list[Vector]:
+    """Each vector as a JSON array, with the fewest digits that give the same float32 back, and as bytes."""
+    return [_encode(vector) for vector in vectors]
+
+
+def _encode(numbers: Floats) -> Vector:
+    vector = Vector(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY))
+    vector.floats = numbers.astype("<f4").tobytes()
+    return vector

@@ -155,7 +155,7 @@ def _embed(embed: Callable[[list[Any]], Any], texts: Sequence[Any], parameters: 
     if width > vectors.shape[1]:
         return [BadInput(f"`dimensions` must be at most {vectors.shape[1]}. Given: {width}") for _ in texts]
     vectors = np.ascontiguousarray(vectors[:, :width])
-    return list(pooling.to_json(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
+    return list(pooling.encode(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
 
 
 def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from carpool.engines.base import EngineInfo, Session, Sessions, available_cores
 from carpool.engines.onnx import library
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
-from carpool.wire.call import EMBED, Call, CountedJson, Scalar
+from carpool.wire.call import EMBED, Call, Scalar, Vector
 
 try:
     import numpy as np
@@ -74,9 +74,9 @@ class TextEmbedding:
             return [BadInput(refusal) for _ in rows]
         as_it_is = not parameters.get("normalize", True)
 
-        def finish(vectors: Floats) -> list[bytes]:
+        def finish(vectors: Floats) -> list[Vector]:
             vectors = np.ascontiguousarray(vectors[:, :width])
-            return pooling.to_json(vectors if as_it_is else pooling.normalise(vectors))
+            return pooling.encode(vectors if as_it_is else pooling.normalise(vectors))
 
         results = iter(self._each([row for row in rows if isinstance(row, list)], finish))
         return [_counted(next(results), len(row)) if isinstance(row, list) else row for row in rows]
@@ -172,10 +172,9 @@ def _unit_vectors(vectors: Floats) -> list[Any]:
     return list(pooling.normalise(vectors))
 
 
-def _counted(vector: bytes, tokens: int) -> bytes:
-    counted = CountedJson(vector)
-    counted.tokens = tokens
-    return counted
+def _counted(vector: Vector, tokens: int) -> Vector:
+    vector.tokens = tokens
+    return vector
 
 
 def _refuse_prompt(parameters: Parameters) -> None:

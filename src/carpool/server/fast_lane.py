@@ -11,7 +11,7 @@ where uvicorn has its own object for a request.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -92,12 +92,16 @@ class Lane:
 
 def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, bytes]:
     """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
-    status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n".encode()
     lines = [name + b": " + value + b"\r\n" for name, value in defaults]
     lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
     close = "" if keep_alive else "connection: close\r\n"
     after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
-    return b"".join((status, *lines, b"content-length: ")), after.encode()
+    return b"".join((_status_line(reply.status), *lines, b"content-length: ")), after.encode()
+
+
+@cache
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
 
 
 class _Unheard:

@@ -56,7 +56,7 @@ class ServedModel:
 
     def serves(self, name: str) -> bool:
         """Whether a name means it where it is the only one. A local model answers to any."""
-        return self.passthrough is None or name in self.names()
+        return self.passthrough is None or name == self.name or name in self.names()
 
     def trouble(self) -> str | None:
         """Why it cannot serve right now, in words; one backend that is well is enough."""

@@ -52,7 +52,11 @@ EMBED = Call()
 INFER = Call("infer")
 
 
-class CountedJson(bytes):
-    """A result whose maker has counted its item's tokens: `tokens` is how many were run."""
+class Vector(bytes):
+    """A vector in JSON, and what its maker knows beside: the `tokens` that were run, the numbers as `floats`.
+
+    Those are little-endian float32. Empty, or 0, is what the maker has not said.
+    """
 
     tokens: int = 0
+    floats: bytes = b""

@@ -1,6 +1,6 @@
 """How many tokens a caller's own inputs were: counted, shared out, or estimated.
 
-A local model counts each item (`CountedJson`). An upstream tells the sum of a batch, with inputs of several
+A local model counts each item (`Vector`). An upstream tells the sum of a batch, with inputs of several
 callers in it: each has its share by length, which is exact for whoever was alone in the batch. Where nobody
 has counted anything, a text's tokens are estimated from its length.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from carpool.core.cost import estimated_tokens
 from carpool.wire.base import EncodedJson
-from carpool.wire.call import CountedJson
+from carpool.wire.call import Vector
 
 
 class CountedBody(bytearray):
@@ -37,7 +37,7 @@ def count_tokens(items: Sequence[bytes], results: Sequence[EncodedJson]) -> int:
 
 
 def _tokens(item: bytes, result: EncodedJson) -> float:
-    if isinstance(result, CountedJson):
+    if isinstance(result, Vector) and result.tokens:
         return result.tokens
     reply = result.obj if isinstance(result, memoryview) else None
     weight = _weigh(item)

@@ -6,12 +6,10 @@ An item stays the JSON that it was, and is decoded only to prove what it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from struct import pack
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from carpool.errors import BackendError
 from carpool.wire.base import EncodedJson, Route
 
 TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
@@ -27,7 +25,6 @@ TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
 IDS_SCHEMA = some({"type": "integer", "minimum": 0, "maximum": 2**32 - 1})
 
 _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
-_NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def elements(array: bytes) -> tuple[bytes, ...]:
@@ -60,15 +57,6 @@ def array(results: Sequence[EncodedJson]) -> list[EncodedJson]:
     pieces[:1] = [b"["]
     pieces.append(b"]")
     return pieces
-
-
-def float32(vector: EncodedJson) -> bytes:
-    """A vector as little-endian float32: the only place where a float is parsed."""
-    try:
-        numbers = _NUMBERS.decode(vector)
-        return pack(f"<{len(numbers)}f", *numbers)  # half the time of an `array`
-    except (msgspec.DecodeError, OverflowError) as error:
-        raise BackendError("the model's vector is not an array of numbers", str(error)) from None
 
 
 class _Rank(msgspec.Struct):

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carpool.errors import BackendError, BadInput
-from carpool.wire.inputs import float32
+from carpool.wire.base import EncodedJson
+from carpool.wire.floats import float32
 
 HEADER = "inference-header-content-length"  # how many bytes of a body are JSON, where that is not all of it
 MEDIA_TYPE = "application/octet-stream"
+
+FLOAT_BYTES = 4
 
 _LENGTH_BYTES = 4
 _LONGEST_NUMBER = 18  # digits: more than that is no length of anything
@@ -59,9 +62,9 @@ def read_text(element: bytes) -> str:
     return text
 
 
-def pack_rows(rows: Sequence[bytes]) -> list[bytes]:
-    """Rows of numbers, with commas between, as FP32. Raises `BackendError` if they are not of one length."""
-    packed = [float32(b"[%b]" % row) for row in rows]
+def pack_rows(rows: Sequence[EncodedJson]) -> list[bytes]:
+    """JSON arrays of numbers, as FP32. Raises `BackendError` if they are not of one length."""
+    packed = [float32(row) for row in rows]
     if len(set(map(len, packed))) != 1:
         raise BackendError("the model's vectors are not of one length", "they are no tensor")
     return packed

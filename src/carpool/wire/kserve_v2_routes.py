@@ -67,22 +67,40 @@ _BODY = msgspec.json.Decoder(_Body)
 _LIST = msgspec.json.Decoder(list[Any])
 
 
+# Rows of numbers, and the shape that each has.
+_Rows = tuple[list[bytes], tuple[int, ...]]
+
+
 class _Form(NamedTuple):
-    """What goes in and what comes out: their names, and how results become rows of numbers of one shape."""
+    """What goes in and what comes out: their names, and how results become rows of numbers of one shape.
+
+    `cut` leaves them in JSON, with commas between; `pack` makes FP32 of them.
+    """
 
     input: str
     output: str
-    cut: Callable[[Sequence[EncodedJson]], tuple[list[bytes], tuple[int, ...]]]
+    cut: Callable[[Sequence[EncodedJson]], _Rows]
+    pack: Callable[[Sequence[EncodedJson]], _Rows]
 
 
-def _vectors(results: Sequence[EncodedJson]) -> tuple[list[bytes], tuple[int, ...]]:
+def _cut_vectors(results: Sequence[EncodedJson]) -> _Rows:
     """Each without its brackets; they are known to be lists of numbers."""
     rows = [bytes(result)[1:-1] for result in results]
     return rows, (rows[0].count(b",") + 1,)
 
 
-_TEXTS = _Form("text", "embedding", _vectors)
-_NUMBERS = _Form("input", "output", tensors.cut)
+def _pack_vectors(results: Sequence[EncodedJson]) -> _Rows:
+    rows = binary.pack_rows(results)
+    return rows, (len(rows[0]) // binary.FLOAT_BYTES,)
+
+
+def _pack_tensors(results: Sequence[EncodedJson]) -> _Rows:
+    rows, shape = tensors.cut(results)
+    return binary.pack_rows([b"[%b]" % row for row in rows]), shape
+
+
+_TEXTS = _Form("text", "embedding", _cut_vectors, _pack_vectors)
+_NUMBERS = _Form("input", "output", tensors.cut, _pack_tensors)
 
 
 def infer(model: str, version: str = "", takes_numbers: bool = False) -> Route:
@@ -214,19 +232,18 @@ def _answer_binary(
     model: str, number: str | None, form: _Form, results: Sequence[EncodedJson], times: Times
 ) -> Reply:
     """The rows as float32 behind the JSON."""
-    rows, shape = form.cut(results)
-    packed = binary.pack_rows(rows)
-    size = b',"parameters":{"binary_data_size":%d}}]}' % sum(map(len, packed))
+    rows, shape = form.pack(results)
+    size = b',"parameters":{"binary_data_size":%d}}]}' % sum(map(len, rows))
     head = _encode_head(model, number, form, (len(rows), *shape)) + size
-    return Reply(200, (head, *packed), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
+    return Reply(200, (head, *rows), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
 
 
 def _encode_head(model: str, number: str | None, form: _Form, shape: Sequence[int]) -> bytes:
     """All that is in front of the output's data, or of where they are."""
-    head = {"model_name": model, "model_version": "1"} | ({} if number is None else {"id": number})
-    sizes = b",".join([b"%d" % size for size in shape])
-    output = b',"outputs":[{"name":"%b","datatype":"FP32","shape":[%b]' % (form.output.encode(), sizes)
-    return msgspec.json.encode(head)[:-1] + output
+    encode = msgspec.json.encode
+    echo = b"" if number is None else b',"id":' + encode(number)
+    head = b'{"model_name":%b,"model_version":"1"%b,"outputs":[{"name":%b,"datatype":"FP32","shape":%b'
+    return head % (encode(model), echo, encode(form.output), encode(shape))
 
 
 def encode_server(version: str) -> Reply:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -13,7 +12,8 @@ from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overlo
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
 from carpool.wire.counting import count_tokens
-from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, float32, is_blank, items_of, some
+from carpool.wire.floats import float32
+from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, is_blank, items_of, some
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
@@ -65,9 +65,11 @@ def _decode(model: str, serves: Callable[[str], bool], body: bytes) -> Ask:
     if len(items) > _MOST_INPUTS:
         raise BadInput(f"`input` has {len(items)} inputs", f"allowed: {_MOST_INPUTS}")
     named = asked.model or model
-    call = Call.of("embed", dimensions=asked.dimensions, model=None if serves(named) else named)
+    other = None if serves(named) else named
+    is_usual = asked.dimensions is None and other is None
+    group = None if is_usual else Call.of("embed", dimensions=asked.dimensions, model=other)
     encode = partial(_encode, items, named, asked.encoding_format == "base64")
-    return Ask(items, call if call.parameters else None, encode, model=asked.model or "")
+    return Ask(items, group, encode, model=asked.model or "")
 
 
 def _encode(
@@ -77,16 +79,11 @@ def _encode(
     for place, vector in enumerate(results):
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
-        pieces.append(_as_base64(vector) if base64 else vector)
+        pieces.append(msgspec.json.encode(float32(vector)) if base64 else vector)
     tokens = count_tokens(items, results)
     usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
     pieces += (b'}],"model":', msgspec.json.encode(model), usage)
     return pieces
-
-
-def _as_base64(vector: EncodedJson) -> bytes:
-    """As a JSON string."""
-    return b'"' + b2a_base64(float32(vector), newline=False) + b'"'
 
 
 def encode_models(names: Sequence[str]) -> Reply:

@@ -20,7 +20,7 @@ import msgspec
 from carpool.backends.process import frames
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
-from carpool.wire.call import CountedJson
+from carpool.wire.call import Vector
 
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
@@ -30,8 +30,8 @@ class Model(Protocol):
     """What a loader returns: `info` goes to the parent, `run` gives one encoded result per item.
 
     A model that can do more than one thing takes a `Call` as a second argument, where the usual is not what is
-    asked; it raises `Unsupported` for what it cannot do. A result may be a `CountedJson`, a `BadInput` for
-    an item that it will not take, or another exception where it failed on that item alone. Items are values;
+    asked; it raises `Unsupported` for what it cannot do. A result may be a `Vector`, a `BadInput` for an
+    item that it will not take, or another exception where it failed on that item alone. Items are values;
     asked to `infer`, they are bytes, as `wire/payload.py` has them, which are not to be kept: they may lie in
     memory where the next batch will be.
     """
@@ -133,12 +133,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
+    are_vectors = any(isinstance(result, Vector) for result in results)
+    vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
     return frames.Answer(
         number,
         [b"" if isinstance(result, Exception) else bytes(result) for result in results],
-        [result.tokens if isinstance(result, CountedJson) else 0 for result in results]
-        if any(isinstance(result, CountedJson) for result in results)
-        else [],
+        [vector.tokens for vector in vectors],
+        [vector.floats for vector in vectors],
         {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
         {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
     )

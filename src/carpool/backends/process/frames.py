@@ -60,13 +60,14 @@ class Run(msgspec.Struct, tag=True, frozen=True):
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """From the child: one result per item of the batch `number`, JSON already.
 
-    `tokens` counts those of each item, where the model counts; `refused` says by their places which items the
-    model would not take, and why; `failed` on which items alone it failed, and how.
+    Where some are a `Vector`, `tokens` and `floats` are what each item's says; `refused` says by their places
+    which items the model would not take, and why; `failed` on which items alone it failed, and how.
     """
 
     number: int
     results: list[bytes]
     tokens: list[int] = []
+    floats: list[bytes] = []
     refused: dict[int, str] = {}
     failed: dict[int, str] = {}
 

@@ -32,7 +32,7 @@ from carpool.errors import (
     Unavailable,
     Unsupported,
 )
-from carpool.wire.call import Call, CountedJson
+from carpool.wire.call import Call, Vector
 
 logger = logging.getLogger(__name__)
 
@@ -336,11 +336,11 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
 
 
 def _paired(answer: frames.Answer) -> list[Any]:
-    """The results, each with its number of tokens, where the model counted, or its item's error."""
+    """The results, those that are vectors with what the model said of them, or their items' errors."""
     results: list[Any] = list(answer.results)
-    for place, tokens in enumerate(answer.tokens):
-        results[place] = CountedJson(results[place])
-        results[place].tokens = tokens
+    for place, (tokens, floats) in enumerate(zip(answer.tokens, answer.floats, strict=True)):
+        results[place] = vector = Vector(results[place])
+        vector.tokens, vector.floats = tokens, floats
     for place, message in answer.refused.items():
         results[place] = BadInput(message)
     for place, message in answer.failed.items():
