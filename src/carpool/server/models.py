@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from carpool.backends.base import Backend
+from carpool.engines import pricing
 from carpool.errors import NotFound, Unavailable
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
@@ -26,13 +28,14 @@ OWN = "/models/"  # on which paths a model has what is its own: all under its na
 _LOADING = "it is loading"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ServedModel:
     """A model with its queue. Items and results are JSON.
 
-    `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
-    time are computed once. What it `takes` at `/predict` is a text, or any data, of which only it knows more.
-    `passthrough` is there in front of an upstream, for what is not served here.
+    `cost` prices an item, where items are not alike; a model may bring its own, known once it is loaded. With
+    `dedupe`, equal items that wait or run at the same time are computed once. What it `takes` at `/predict` is
+    a text, or any data, of which only it knows more. `passthrough` is there in front of an upstream, for what
+    is not served here.
     """
 
     name: str
@@ -50,6 +53,12 @@ class ServedModel:
             if info := getattr(backend, "info", None):
                 return dict(info)
         return {}
+
+    async def load(self) -> None:
+        """Get it ready, prices included; importing them must not keep others waiting."""
+        await self.batcher.start()
+        if name := self.told().get("cost"):
+            self.cost = await asyncio.to_thread(pricing.find, name, os.getcwd())
 
     def names(self) -> list[str]:
         """What callers may call it: its own name, and what its upstreams call it."""
@@ -179,7 +188,7 @@ class Models:
 
     async def _load(self, model: ServedModel, errors: dict[str, BaseException], settled: asyncio.Event) -> None:
         try:
-            await model.batcher.start()
+            await model.load()
         except Exception as error:
             errors[model.name] = error
             self._unready[model.name] = str(error)
