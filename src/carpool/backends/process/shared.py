@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 
 LEAST = 512 * 1024  # bytes in a batch: less goes through the socket
-MOST = 256 * 1024**2  # more does too: what was once written here is kept, and a worker is to have no more of it
+MOST = 128 * 1024**2  # more does too: what was once written here is kept, and counts as the worker's own memory
 
 _AT_ONCE = 512  # buffers in one system call; POSIX guarantees no more than 16, Linux and macOS take 1024
 
