@@ -130,7 +130,8 @@ def _serve(
         observers=(metrics, LogObserver()),
     )
     metrics.watch(name, batcher.statistics, batcher.replicas)
-    # How long an item of unknown kind takes cannot be told by its bytes, and to compare megabytes is dear.
+    # How long an item of unknown kind takes cannot be told by its bytes, unless its model says, and to compare
+    # megabytes is dear.
     of_text = takes == "text"
     return ServedModel(
         name,

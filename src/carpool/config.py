@@ -142,7 +142,9 @@ class ModelSettings:
         between=(1, 1000),
     )
     max_batch_tokens: int = _setting(
-        0, "Most tokens in one batch, estimated as bytes / 4; 0 for no limit.", between=(0, 10_000_000)
+        0,
+        "Most tokens in one batch, estimated as bytes / 4, or as a model's own `cost` counts; 0 for no limit.",
+        between=(0, 10_000_000),
     )
     latency_objective_ms: int = _setting(
         0,

@@ -267,6 +267,68 @@ def test_a_vector_comes_with_what_the_model_knows_of_it() -> None:
     run(main())
 
 
+def large(text: str) -> list[bytes]:
+    """A batch that goes through shared memory: a text, and one that is long."""
+    return [f'"{text}"'.encode(), f'"{text:{shared.LEAST}}"'.encode()]
+
+
+def texts_in(results: Any) -> list[str]:
+    return [json.loads(result)[0].strip() for result in results]
+
+
+def test_a_second_batch_is_taken_while_batches_are_large() -> None:
+    """It is brought to the worker's memory meanwhile; a small one had better grow in the queue."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        told: list[int | None] = []
+        await backend.start(lambda: told.append(backend.capacity.in_flight))
+        told.clear()
+        for items in ([b'"a"'], large("b"), large("c"), [b'"d"']):
+            await backend.run(items)
+        assert told == [2, 1]
+        texts = [f"text {number}" for number in range(20)]
+        answers = await asyncio.gather(*(backend.run(large(text)) for text in texts))
+        assert [texts_in(answer) for answer in answers] == [[text, text] for text in texts]
+        await backend.close()
+
+    run(main())
+
+
+def test_the_batch_that_waits_for_a_worker_that_dies_is_run_by_the_next() -> None:
+    """It has not run, so it is not to blame."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for _ in range(2):
+            batches = (backend.run(large(text)) for text in ("die", "b"))
+            answers = await asyncio.gather(*batches, return_exceptions=True)
+            assert isinstance(answers[0], Crashed)
+            assert texts_in(answers[1]) == ["b", "b"]
+        await backend.close()
+
+    run(main())
+
+
+def test_a_batch_that_is_given_up_leaves_the_worker_and_its_memory_to_the_next() -> None:
+    """Whether it is being written, waits for its turn, or runs."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        await backend.start(lambda: None)
+        for seconds in (0, 0.001, 0.1):
+            batches = [asyncio.create_task(backend.run(large("sleep"))) for _ in range(3)]
+            await asyncio.sleep(seconds)
+            for batch in batches:
+                batch.cancel()
+            await asyncio.wait(batches)
+            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
+        await backend.close()
+
+    run(main())
+
+
 def test_shared_memory_takes_more_buffers_than_one_system_call() -> None:
     """And reads back what was written last, also where there was more before."""
     memory = shared.SharedMemory()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from carpool.backends.process import shared
 from carpool.backends.process.parent import ProcessBackend
 from carpool.backends.process.placement import Place
 from carpool.core.limits import Limits
@@ -46,10 +47,12 @@ def worker(number: int = 0, most: int = 1000, **more: Any) -> ProcessBackend:
 
 
 @asynccontextmanager
-async def batching(*backends: ProcessBackend, seen: Seen | None = None) -> AsyncIterator[Batcher[bytes, Any]]:
+async def batching(
+    *backends: ProcessBackend, seen: Seen | None = None, most: int = 32
+) -> AsyncIterator[Batcher[bytes, Any]]:
     observers = [] if seen is None else [seen]
     async with Batcher(
-        backends, BatchPolicy(max_batch_size=32), Limits(20, patience=30), observers=observers
+        backends, BatchPolicy(max_batch_size=most), Limits(20, patience=30), observers=observers
     ) as batcher:
         yield batcher
 
@@ -80,6 +83,24 @@ def test_the_callers_of_a_worker_that_was_killed_are_answered_all_the_same(count
                 await asyncio.sleep(0.1)
                 os.kill(pid, signal.SIGKILL)
                 assert texts_in(await asked) == ["sleep", f"text {number}"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_two_batches_at_a_worker_that_is_killed_neither_is_lost_or_blamed(count: int) -> None:
+    """One ran, the other was only brought to it: large ones come so, again and again under load."""
+
+    async def main() -> None:
+        backends = [worker(each) for each in range(count)]
+        async with batching(*backends, most=2) as batcher:
+            for _ in range(3):
+                (pid,) = pids_in(await ask(batcher, "x" * shared.LEAST))
+                texts = ["sleep", *(f"text {number:{shared.LEAST}}" for number in range(7))]
+                asked = asyncio.ensure_future(ask(batcher, *texts))
+                await turns_until(lambda: any(each.in_flight > 1 for each in batcher.replicas()))
+                os.kill(pid, signal.SIGKILL)
+                assert texts_in(await asked) == texts
 
     run(main())
 

@@ -93,3 +93,16 @@ def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None
         ranks = server.client.post("/rerank", json={"query": "abc", "texts": ["abcdef", "abc"]}).json()
         assert ranks == [{"index": 1, "score": 0.0}, {"index": 0, "score": -3.0}]
         assert server.client.post("/predict", json={"data": 1}).status_code == 422
+
+
+def test_a_models_own_price_limits_its_batches_and_fails_one_caller_alone(folder: Path) -> None:
+    """Four texts of three letters are two batches where a batch may cost six; nobody else sees an error."""
+    arguments = ["--model", "own_models:Priced", "--max-batch-tokens", "6"]
+    with carpool_serve(folder, arguments) as server, ThreadPoolExecutor(12) as callers:
+        texts = ["abc"] * 10 + ["bug", 7]
+        replies = list(callers.map(lambda text: server.client.post("/predict", json={"data": text}), texts))
+        assert [reply.status_code for reply in replies] == [200] * 10 + [500, 422]
+        assert replies[10].json() == {
+            "detail": "the model failed on this input: its cost raised RuntimeError: a bug"
+        }
+        assert all(reply.json()["result"] <= 2 for reply in replies[:10])

@@ -249,6 +249,31 @@ def test_a_worker_that_dies_is_trouble_of_its_model_alone(settings: Path, tmp_pa
         assert server.stop() == 0
 
 
+def test_a_model_that_could_not_be_loaded_is_tried_again(
+    far: Upstream, minilm_dir: Path, tmp_path: Path
+) -> None:
+    """Once what was wrong with it is mended it serves; /health says until then what is wrong by now."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    shutil.copy(minilm_dir / "tokenizer.json", folder)
+    (folder / "model.onnx").write_bytes(b"no ONNX")
+    file = tmp_path / "config.toml"
+    tables = f'[models.far]\ninference_url = "{far.url}"\n[models.tiny]\nmodel = "{folder}"\n'
+    file.write_text(f'engine = "onnxruntime"\n{tables}')
+    with carpool_serve(tmp_path, ["--config", str(file)]) as server:
+        until(lambda: server.client.get("/health").json()["status"] == "degraded")
+        health = server.client.get("/models/tiny/health")
+        assert (health.status_code, "is not an ONNX model" in health.json()["reason"]) == (503, True)
+        (folder / "tokenizer.json").rename(folder / "gone.json")
+        until(lambda: "tokenizer.json" in server.client.get("/models/tiny/health").json()["reason"])
+        (folder / "gone.json").rename(folder / "tokenizer.json")
+        (folder / "model.onnx").write_bytes(tiny_onnx.token_states())
+        until(lambda: states(server)["tiny"] == "healthy")
+        assert len(embed(server, "/models/tiny/embed")) == tiny_onnx.DIMENSIONS
+        assert len(server.children()) == 1
+        assert server.stop() == 0
+
+
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[tuple[Operator, Upstream, Upstream]]:
     """A server with two proxied models, and their upstreams."""

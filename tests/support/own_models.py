@@ -112,3 +112,27 @@ class Counted:
 
     def predict(self, inputs: list[Any]) -> list[int]:
         return [len(inputs)] * len(inputs)
+
+
+class Priced:
+    """With how many others an input was run; its length is its price."""
+
+    def predict(self, inputs: list[str]) -> list[int]:
+        return [len(inputs)] * len(inputs)
+
+    @staticmethod
+    def cost(text: str) -> Any:
+        if text == "bug":
+            raise RuntimeError("a bug")
+        return -1 if text == "cheap" else len(text)
+
+
+class PricedByItself(Priced):
+    """Its prices need the model."""
+
+    def cost(self, text: str) -> Any:  # type: ignore[override]
+        return len(text)
+
+
+def make_priced() -> Priced:
+    return Priced()

@@ -12,6 +12,7 @@ What it may have, all of it optional but one of the first three:
     input_shape             a tuple: each input is to be an array of this shape; None where a size may be any
     input_dtype             and of this type; float32 if it does not say. Alone: an array of any shape
     collate(inputs)         inputs of one shape, to what `predict` takes
+    cost(input)             a static method: what an input costs to run, as its caller sent it; see `pricing.py`
 
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
 `AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
@@ -19,16 +20,15 @@ An exception in a result's place is that item's error. `ValueError`, `TypeError`
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from carpool.engines import payloads, results
+from carpool.engines import payloads, pricing, results
+from carpool.engines.imports import imported
 from carpool.errors import BadInput, ModelError, Unsupported
 from carpool.wire import payload
 from carpool.wire.call import EMBED, Call
@@ -60,6 +60,7 @@ class PythonModel:
             "max_tokens": int(getattr(model, "max_tokens", 0)),
             "input_shape": None if self._shape is None else list(self._shape),
             "input_dtype": self._dtype,
+            "cost": pricing.name_of(model),
         }
 
     def __repr__(self) -> str:
@@ -175,9 +176,7 @@ def _need_texts(items: Sequence[Any]) -> None:
 
 def load(target: str, folder: str = "", device: str = "cpu") -> PythonModel:
     """The model at `package.module:name`, loaded and warm; `folder` is where to look for it first."""
-    if folder and folder not in sys.path:
-        sys.path.insert(0, folder)
-    return serve(_instance(_find(target), target), target, device)
+    return serve(_instance(imported(target, folder), target), target, device)
 
 
 def serve(model: Any, name: str, device: str = "cpu") -> PythonModel:
@@ -186,23 +185,6 @@ def serve(model: Any, name: str, device: str = "cpu") -> PythonModel:
         if hasattr(model, step):
             getattr(model, step)(*arguments)
     return PythonModel(model, name)
-
-
-def _find(target: str) -> Any:
-    module, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
-        raise ModelError(
-            f"there is no module {module!r}", "looked in the current directory and where Python looks"
-        ) from None
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ModelError(f"{target} does not exist", f"{name!r} is not in {found!r}")
-        found = getattr(found, name)
-    return found
 
 
 def _instance(found: Any, target: str) -> Any:

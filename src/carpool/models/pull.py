@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -139,11 +139,10 @@ def _wait(process: subprocess.Popen[str], meanwhile: Callable[[], None]) -> str:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip has moved it meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # passes over a directory that pip has moved meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):  # so it may have done with a file
+                total += Path(place, name).stat().st_size
     return total
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from carpool.backends.base import Backend
+from carpool.engines import pricing
 from carpool.errors import NotFound, Unavailable
 from carpool.runtime.batcher import Batcher
 from carpool.server.passthrough import PassThrough
@@ -23,14 +25,19 @@ OWN = "/models/"  # on which paths a model has what is its own: all under its na
 
 _LOADING = "it is loading"
 
+# A load that fails takes as long as one that does not, and mostly waits for an operator.
+_FIRST_PAUSE = 1.0  # seconds until it is tried again; doubled each time
+_LONGEST_PAUSE = 60.0
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class ServedModel:
     """A model with its queue. Items and results are JSON.
 
-    `cost` prices an item, where items are not alike. With `dedupe`, equal items that wait or run at the same
-    time are computed once. What it `takes` at `/predict` is a text, or any data, of which only it knows more.
-    `passthrough` is there in front of an upstream, for what is not served here.
+    `cost` prices an item, where items are not alike; a model may bring its own, known once it is loaded. With
+    `dedupe`, equal items that wait or run at the same time are computed once. What it `takes` at `/predict` is
+    a text, or any data, of which only it knows more. `passthrough` is there in front of an upstream, for what
+    is not served here.
     """
 
     name: str
@@ -48,6 +55,17 @@ class ServedModel:
             if info := getattr(backend, "info", None):
                 return dict(info)
         return {}
+
+    async def load(self) -> None:
+        """Get it ready, prices included; it may be tried again where it raises."""
+        try:
+            await self.batcher.start()
+            if name := self.told().get("cost"):
+                self.cost = await asyncio.to_thread(pricing.find, name, os.getcwd())  # others are served
+        except Exception:
+            for backend in self.backends:
+                await backend.close()
+            raise
 
     def names(self) -> list[str]:
         """What callers may call it: its own name, and what its upstreams call it."""
@@ -72,7 +90,8 @@ class Models:
         self._served = {model.name: model for model in models}
         self.only = models[0] if len(models) == 1 else None
         self._unready: dict[str, str] = {}  # why a model has not started, by its name
-        self._loads: dict[str, asyncio.Task[None]] = {}  # those that have not ended
+        self._loading: set[str] = set()  # the names of those whose first try has not ended
+        self._loads: dict[str, asyncio.Task[None]] = {}
         self._leaving: list[ServedModel] = []
         self._passthroughs = [model.passthrough for model in models if model.passthrough is not None]
 
@@ -110,7 +129,7 @@ class Models:
 
     def refusal(self, model: ServedModel) -> Unavailable | None:
         """What callers of a model that has not started are told."""
-        if model.name in self._loads:
+        if model.name in self._loading:
             return Unavailable(f"the model '{model.name}' is loading", "come back in a moment", retry_after=1)
         if model.name in self._unready:
             why = f"{OWN}{model.name}/health says why"  # an operator's paths, for instance: nothing for callers
@@ -134,20 +153,21 @@ class Models:
     async def start(self) -> None:
         """Get all of them ready; returns once one is, and raises what is wrong with the first if none can be.
 
-        The others go on to load in the background.
+        The others go on to load in the background; what fails is tried again, with growing pauses.
         """
         errors: dict[str, BaseException] = {}
         settled = asyncio.Event()
         for model in self:
             self._unready[model.name] = _LOADING
+            self._loading.add(model.name)
             self._loads[model.name] = asyncio.create_task(self._load(model, errors, settled))
         await settled.wait()
         if len(errors) == len(self._served):
             raise errors[self._default.name]
 
     def loading(self) -> list[str]:
-        """The names of those that are loading."""
-        return list(self._loads)
+        """The names of those that are loading for the first time."""
+        return [model.name for model in self if model.name in self._loading]
 
     def unready(self, name: str) -> str | None:
         """Why a model has not started, if it has not."""
@@ -176,23 +196,34 @@ class Models:
             await passthrough.close()
 
     async def _load(self, model: ServedModel, errors: dict[str, BaseException], settled: asyncio.Event) -> None:
+        """Load a model; where there are others to be served meanwhile, until it can be loaded."""
+        pause = _FIRST_PAUSE
+        while not await self._is_loaded(model, errors, settled) and self.only is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _is_loaded(
+        self, model: ServedModel, errors: dict[str, BaseException], settled: asyncio.Event
+    ) -> bool:
+        """Try it once."""
         try:
-            await model.batcher.start()
+            await model.load()
         except Exception as error:
             errors[model.name] = error
-            self._unready[model.name] = str(error)
-            if self.only is None:
+            if self.only is None and self._unready[model.name] != str(error):
                 logger.error("a model cannot be loaded", extra={"model": model.name, "reason": str(error)})
-                await model.batcher.close()  # of its replicas one may have come
+            self._unready[model.name] = str(error)
         else:
+            errors.pop(model.name, None)
             del self._unready[model.name]
             policy, slots = str(model.batcher.policy), model.batcher.limits.max_in_flight
             shown = model.title if self.only else f"{model.name}: {model.title}"
             logger.info("serving", extra={"model": shown, "policy": policy, "slots": slots})
         finally:
-            self._loads.pop(model.name, None)
+            self._loading.discard(model.name)
             if model.name not in errors or len(errors) == len(self._served):
                 settled.set()
+        return model.name not in errors
 
     async def _end(self, model: ServedModel) -> None:
         if (load := self._loads.pop(model.name, None)) is not None:

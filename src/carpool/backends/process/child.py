@@ -1,7 +1,7 @@
 """The worker process: one model, one batch at a time, until the parent hangs up.
 
 It is blocking code on one socket, on purpose: what a model does must never share a thread with an event
-loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY`, two file descriptors.
+loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY...`, all of them file descriptors.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Model(Protocol):
 class Link:
     """The worker's end of what it shares with the parent: a socket, and memory for what is large."""
 
-    def __init__(self, connection: socket.socket, memory: Reader) -> None:
+    def __init__(self, connection: socket.socket, memories: Sequence[Reader]) -> None:
         self._connection = connection
-        self._memory = memory
+        self._memories = memories
 
     def read(self) -> tuple[frames.ToChild, memoryview] | None:
         """The next message and the items that belong to it; `None` once the parent has hung up."""
@@ -57,8 +57,8 @@ class Link:
         if (body := self._read(length)) is None or (items := self._read(payload)) is None:
             return None
         message = frames.decode_to_child(body)
-        if isinstance(message, frames.Run) and message.is_shared:
-            items = self._memory.read(sum(message.sizes))
+        if isinstance(message, frames.Run) and message.memory is not None:
+            items = self._memories[message.memory].read(sum(message.sizes))
         return message, items
 
     def send(self, message: frames.FromChild) -> None:
@@ -160,14 +160,14 @@ def _refusal(error: Exception) -> frames.Refused:
 
 
 def main() -> None:
-    """Serve on the file descriptors that the parent has passed: a socket's and its shared memory's."""
+    """Serve on the file descriptors that the parent has passed: a socket's and those of shared memories."""
     # The parent decides when to stop, by hanging up: a signal to the whole process group (Ctrl-C, a service
     # manager) must not kill the worker before everything that was admitted is answered.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with socket.socket(fileno=int(sys.argv[1])) as connection:
-            serve(Link(connection, Reader(int(sys.argv[2]))))
+            serve(Link(connection, [Reader(int(fd)) for fd in sys.argv[2:]]))
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the parent is gone, and with it everyone who could want an answer
 

@@ -45,7 +45,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
-    """To the child: run items of these sizes as one batch. They follow the message, or are in shared memory.
+    """To the child: run items of these sizes as one batch. They follow the message, or are in a shared memory.
 
     `call` says what is asked, where it is not the usual. Items are JSON, each as its caller wrote it, or, where
     it asks to `infer`, bodies as `wire/payload.py` has them.
@@ -54,7 +54,7 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     number: int
     sizes: list[int]
     call: Call | None = None
-    is_shared: bool = False
+    memory: int | None = None  # which of those that it was started with
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):

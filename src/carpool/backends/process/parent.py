@@ -13,7 +13,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _PAGE = resource.getpagesize()
 _ALIVE = ""  # the fate of a worker that has none yet
 
+# A second batch gains the time to bring it, and loses what would have joined it in the queue: only a large one
+# is worth it. A model of 5 ms, from one batch to the next (benchmarks/worker_transport.py): 32 items of 600 kB
+# 15.1 ms one at a time, 11.0 two; 4 of 3 MB 12.0 and 8.0; 32 of 200 B 5.7 and 5.7.
+_ONE_BATCH = Capacity(in_flight=1)
+_TWO_BATCHES = Capacity(in_flight=2)
+
 
 class Worker:
     """One live worker process and the connection to it."""
@@ -52,28 +59,25 @@ class Worker:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        memory: SharedMemory,
     ) -> None:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
         self._reader = reader
         self._writer = writer
-        self._shared = memory
 
     @classmethod
-    async def spawn(cls) -> Worker:
-        """Start the process; it has loaded nothing yet."""
+    async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
+        """Start the process, which is to share these memories; it has loaded nothing yet."""
         ours, theirs = socket.socketpair()
-        memory = SharedMemory()
         with theirs:
-            passed = (theirs.fileno(), memory.fd)
+            passed = (theirs.fileno(), *(memory.fd for memory in memories))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
                 pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        return cls(process, *await asyncio.open_connection(sock=ours), memory)
+        return cls(process, *await asyncio.open_connection(sock=ours))
 
     async def load(self, what: frames.Load) -> None:
         """Load the model. Raises what the worker says is wrong with it."""
@@ -84,14 +88,6 @@ class Worker:
                 raise ModelError(message, detail)
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
-
-    async def run(self, number: int, items: Sequence[bytes], call: Call | None) -> frames.FromChild:
-        """Run a batch; its items go through the socket, or through shared memory if they are large together."""
-        sizes = list(map(len, items))
-        if not shared.LEAST <= sum(sizes) <= shared.MOST:
-            return await self.ask(frames.Run(number, sizes, call), items)
-        await asyncio.to_thread(self._shared.write, items)
-        return await self.ask(frames.Run(number, sizes, call, is_shared=True))
 
     async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
@@ -144,6 +140,9 @@ class Worker:
 class ProcessBackend:
     """Runs batches in a worker process of its own, one at a time, and replaces the process when it dies.
 
+    It takes a second batch while they are large: that one is brought to the worker's memory meanwhile. Of what
+    the first may do to the worker it learns nothing, and is not to blame.
+
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
     and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
     `max_memory` bytes.
@@ -159,7 +158,7 @@ class ProcessBackend:
         max_memory: int | None = None,
     ) -> None:
         self.name = place.name
-        self.capacity = Capacity(in_flight=1)
+        self.capacity = _ONE_BATCH
         self.info: dict[str, Any] = {}
         self._load = frames.Load(loader, arguments, place.device, list(place.cores))
         self._batch_timeout = batch_timeout
@@ -172,6 +171,10 @@ class ProcessBackend:
         self._back_off = _FIRST_BACK_OFF
         self._batches = 0
         self._turn = asyncio.Lock()
+        self._memories = (SharedMemory(), SharedMemory())  # of the batch that runs, and of the next
+        self._free_memories: asyncio.Queue[int] = asyncio.Queue()
+        for memory in range(len(self._memories)):
+            self._free_memories.put_nowait(memory)
 
     def __repr__(self) -> str:
         return f"<ProcessBackend {self._load.loader}: {self._trouble or 'well'}>"
@@ -195,13 +198,15 @@ class ProcessBackend:
         waits.
         """
         call = group if isinstance(group, Call) else None
-        async with self._turn:
+        sizes = list(map(len, items))
+        async with self._brought(items, sum(sizes)) as memory, self._turn:
             worker = await self._ready_worker()
             self._batches += 1
             number = self._batches
+            batch = frames.Run(number, sizes, call, memory)
             try:
                 async with asyncio.timeout(self._batch_timeout):
-                    reply = await worker.run(number, items, call)
+                    reply = await worker.ask(batch, items if memory is None else ())
             except TimeoutError:
                 self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
                 raise worker.crashed() from None
@@ -228,6 +233,27 @@ class ProcessBackend:
         """Why there is no worker to run a batch."""
         return self._trouble
 
+    @asynccontextmanager
+    async def _brought(self, items: Sequence[bytes], size: int) -> AsyncIterator[int | None]:
+        """The memory in which the worker finds a batch; `None` if it is to go through the socket."""
+        is_large = shared.LEAST <= size <= shared.MOST
+        self._take(_TWO_BATCHES if is_large else _ONE_BATCH)
+        if not is_large:
+            yield None
+            return
+        memory = await self._free_memories.get()
+        writing = asyncio.ensure_future(asyncio.to_thread(self._memories[memory].write, items))
+        try:
+            await asyncio.shield(writing)
+            yield memory
+        finally:  # also if nobody waits for the batch any more: the thread writes on
+            writing.add_done_callback(lambda _: self._free_memories.put_nowait(memory))
+
+    def _take(self, capacity: Capacity) -> None:
+        if self.capacity != capacity:
+            self.capacity = capacity
+            self._on_change()
+
     def _tell(self, trouble: str | None) -> None:
         self._trouble = trouble
         self._on_change()
@@ -243,7 +269,7 @@ class ProcessBackend:
             raise Unavailable("no worker process", "it is being replaced; try again") from None
 
     async def _new_worker(self) -> Worker:
-        spawning = asyncio.create_task(Worker.spawn())
+        spawning = asyncio.create_task(Worker.spawn(self._memories))
         try:
             worker = await asyncio.shield(spawning)
             await worker.load(self._load)

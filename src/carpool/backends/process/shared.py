@@ -1,4 +1,4 @@
-"""Memory that a parent writes and its worker reads: for batches that are too large for a socket.
+"""Memory that a parent writes and its workers read: for batches that are too large for a socket.
 
 Measured on two busy cores with 32 items of 600 kB (benchmarks/worker_transport.py): through the socket a batch
 takes 22 ms, of which 3 are the event loop's (with asyncio's own loop, which joins them, 87 and 41); written
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 
 LEAST = 512 * 1024  # bytes in a batch: less goes through the socket
-MOST = 256 * 1024**2  # more does too: what was once written here is kept, and a worker is to have no more of it
+MOST = 128 * 1024**2  # more does too: what was once written here is kept, and counts as the worker's own memory
 
 _AT_ONCE = 512  # buffers in one system call; POSIX guarantees no more than 16, Linux and macOS take 1024
 
@@ -25,7 +25,7 @@ class SharedMemory:
         self.fd = os.memfd_create("carpool") if hasattr(os, "memfd_create") else _unnamed_file()
 
     def __del__(self) -> None:
-        # Not before the last reference is gone: a thread may still write for a worker that was given up.
+        # Not before the last reference is gone: a thread may still write a batch that was given up.
         os.close(self.fd)
 
     def write(self, items: Sequence[bytes]) -> None:
