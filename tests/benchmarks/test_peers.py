@@ -1,16 +1,18 @@
 from collections.abc import Iterator
 
 import pytest
+from benchmarks.peers.cases import CASES, Question
+from benchmarks.peers.loads import Round, Rounds, ahead
 from benchmarks.peers.model import Noop, load
-from benchmarks.peers.run import Round, Rounds, ahead
-from benchmarks.peers.servers import Server, run_carpool
+from benchmarks.peers.servers import Server, peers, run
 
 from tests.support.servers import until
 
 
 @pytest.fixture(scope="module")
 def carpool() -> Iterator[Server]:
-    with run_carpool("noop") as server:
+    case = CASES["noop"]
+    with run(peers(case)[0], case) as server:
         yield server
 
 
@@ -42,5 +44,5 @@ def test_a_server_sleeps_while_others_are_measured(carpool: Server) -> None:
     carpool.sleep()
     until(lambda: all(process.status() == "stopped" for process in carpool.processes))
     carpool.wake()
-    assert carpool.ask({"data": "four"}) == 4
+    assert carpool.ask(Question(b'{"data":"four"}')) == 4
     assert len(carpool.processes) == 2
