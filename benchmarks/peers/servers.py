@@ -82,11 +82,8 @@ _UVICORN = ("-m", "uvicorn", "--log-level", "warning", "--no-access-log", "--por
 _FASTAPI = ("fastapi", "uvicorn[standard]", "batched==0.1.5")
 _SMARTBATCH = ("smartbatch==0.4.0", TORCH, "uvloop", "httptools")
 _INFINITY = (
-    "infinity-emb[server,torch]==0.0.77",
-    TORCH,
-    "sentence-transformers<4",
-    "transformers<5",
-    "numpy<2",
+    *("infinity-emb[server,torch]==0.0.77", TORCH),
+    *("sentence-transformers<4", "transformers<5", "numpy<2", "click<8.2"),  # it breaks on newer ones
 )
 
 
@@ -145,10 +142,11 @@ def _with_sentence_transformers() -> tuple[Peer, ...]:
     mosec, litserve, *_ = _others(model)
     infinity = ("-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", str(SENTENCE_TRANSFORMER))
     flags = ("--engine", "torch", "--device", "cpu", "--batch-size", str(BATCH), "--port", "{port}")
+    sdpa = "--no-bettertransformer"  # torch's own fused attention, which replaced that
     return (
         replace(mosec, name=f"mosec + {model}"),
         replace(litserve, name=f"litserve + {model}"),
-        Peer("infinity", "infinity", _INFINITY, (*infinity, *flags), model, "openai", "/embeddings"),
+        Peer("infinity", "infinity", _INFINITY, (*infinity, *flags, sdpa), model, "openai", "/embeddings"),
     )
 
 
