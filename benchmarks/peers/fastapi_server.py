@@ -50,7 +50,9 @@ answer = in_batches if BATCH > 1 else at_once if MODEL == "noop" else in_thread
 @app.post("/predict")
 async def predict(body: Body) -> Response:
     """The answer is JSON already."""
-    return Response(await answer(body.data), media_type="application/json")
+    # To `batched` a list would be several inputs.
+    data = tuple(body.data) if isinstance(body.data, list) else body.data
+    return Response(await answer(data), media_type="application/json")
 
 
 @app.post("/picture")

@@ -1,3 +1,5 @@
+import base64
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +28,17 @@ def test_the_peers_model_says_what_carpools_does() -> None:
     """Every server runs the same model: one gets it as values, the others as the JSON of their answers."""
     assert Noop().predict(["ab", ""]) == [2, 0]
     assert load("noop")(["ab", ""]) == [b'{"result":2}', b'{"result":0}']
+
+
+def test_every_server_of_a_case_gets_the_same_in_its_own_words() -> None:
+    """A picture goes as bytes to some and in base64 to others; a text under the names that each wants."""
+    case = CASES["resnet18-jpeg"]
+    asked = {peer.dialect: case.questions(peer.dialect)[0] for peer in peers(case)}
+    assert asked["image"].media_type == "image/jpeg"
+    assert base64.b64decode(json.loads(asked["base64"].body)["data"]) == asked["image"].body
+    case = CASES["minilm"]
+    native, openai = (json.loads(case.questions(dialect)[0].body) for dialect in ("native", "openai"))
+    assert openai["input"] == [native["input"]]
 
 
 def test_a_peer_is_better_where_more_is_good_or_less_is() -> None:
