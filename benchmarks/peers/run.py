@@ -95,7 +95,7 @@ class Offline:
                     peer.python,
                     script,
                     case.name,
-                    ENGINES.get(peer.name, "auto") if peer.environment else "auto",
+                    ENGINES[peer.name] if peer.environment else "auto",
                 ],
                 env=os.environ | {"PYTHONPATH": PATHS},
                 stdin=subprocess.PIPE,
