@@ -219,10 +219,10 @@ def judge_throughput(case: Case, closed: Mapping[str, Rounds], report: Report) -
         if others:
             best = max(others, key=others.__getitem__)
             report.judge(f"req/s, of {best}'s", rates["carpool"] / others[best], BAR_SENTENCE_TRANSFORMERS)
-        for name in theirs.keys() - others.keys():
+        for name in (name for name in theirs if name not in others):
             report.judge(f"req/s, of {name}'s", rates["carpool"] / theirs[name], 1.0)
     elif "smartbatch" in theirs:
-        for name in ENGINES.keys() & rates.keys():
+        for name in (name for name in ENGINES if name in rates):
             report.judge(
                 f"req/s of {name}, of smartbatch's", rates[name] / theirs["smartbatch"], BARS_SMARTBATCH[name]
             )
