@@ -123,7 +123,7 @@ def start_all(case: Case, only: Sequence[str], stack: ExitStack, report: Report)
     servers: list[Server] = []
     versions: dict[str, str] = {}
     for peer in peers(case):
-        if only and servers and peer.name not in only:
+        if only and peer.name not in (*ENGINES, *only):
             continue
         try:
             versions |= install(peer)
