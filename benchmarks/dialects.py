@@ -14,16 +14,15 @@ It needs Debian's `wrk`, and two cores. The table goes to benchmarks/results/dia
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.machine import describe_machine, describe_run
 from benchmarks.proxy.programs import Program, pin_this_process, run_carpool, run_device
 from benchmarks.proxy.usage import Meter
 
@@ -88,11 +87,8 @@ def send(carpool: Program, dialect: str, seconds: int) -> int:
 
 def describe(arguments: argparse.Namespace) -> list[str]:
     """What was measured, where and when."""
-    command = f"python benchmarks/dialects.py --rounds {arguments.rounds} --seconds {arguments.seconds}"
-    machine = f"{platform.processor() or platform.machine()}, {platform.system()} {platform.release()}"
     return [
-        f"`{command} --floats {arguments.floats}`, {datetime.date.today()}, {machine}, "
-        f"Python {platform.python_version()}",
+        f"{describe_run()}; {describe_machine()}",
         "",
         "CPU time of carpool's process (user + system) a request of one text, in front of an upstream that",
         f"answers in no time; {CONNECTIONS} connections, {arguments.rounds} alternating rounds: the median",

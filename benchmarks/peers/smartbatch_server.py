@@ -1,6 +1,6 @@
 """SmartBatch, as its documentation has it: a registered model behind its own routes.
 
-uvicorn benchmarks.peers.smartbatch_server:app, with CASE, BATCH and WAIT_MS in the environment
+uvicorn benchmarks.peers.smartbatch_server:app, with MODEL, BATCH and WAIT_MS in the environment
 
 It encodes results itself, so here alone the JSON of the model is read first: 40 us for a vector.
 """
@@ -13,7 +13,7 @@ from smartbatch.main import app  # noqa: F401  # what uvicorn serves
 
 from benchmarks.peers.model import load
 
-model = load(os.environ["CASE"])
+model = load(os.environ["MODEL"])
 
 
 # It refuses what it expects to wait longer than 1.5 times the target. What it expects it learns from the time
@@ -27,6 +27,6 @@ TARGET_SECONDS = 30.0
     max_wait_time=int(os.environ["WAIT_MS"]) / 1000,
     target_latency=TARGET_SECONDS,
 )
-def predict(texts):
+def predict(inputs):
     """It calls this in a thread, a batch after the other."""
-    return [json.loads(answer)["result"] for answer in model(texts)]
+    return [json.loads(answer)["result"] for answer in model(inputs)]

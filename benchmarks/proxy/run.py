@@ -23,11 +23,8 @@ It needs Debian's `nginx-light` and `wrk`, and two cores. The table goes to benc
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -40,6 +37,7 @@ from operator import attrgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.machine import describe_machine, describe_run
 from benchmarks.proxy.load import Load, as_much_as_it_takes, at_rate
 from benchmarks.proxy.programs import (
     OTHER_CORE,
@@ -324,23 +322,18 @@ def _mebibytes(program: Program) -> float:
     return resident_bytes(program.processes) / 2**20
 
 
-def describe_machine(plan: Plan, report: Report) -> None:
+def describe(plan: Plan, report: Report) -> None:
     """What was measured, on what, how."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     printed = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr
     nginx = printed.rpartition("/")[2].strip()
     wrk = (
         subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split("[")[0].strip()
     )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     report.say("# carpool as a proxy\n")
-    report.say(f"`python {' '.join(sys.orig_argv[1:])}`, {datetime.date.today()}, commit {commit}\n")
+    report.say(f"{describe_run()}\n")
     where = f"The proxies on core {PROXY_CORE}, upstream and load generator on core {OTHER_CORE}."
     report.say(
-        f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; "
-        f"Python {platform.python_version()}, uvloop {version('uvloop')}, nginx {nginx}, {wrk}. {where} "
+        f"{describe_machine()}, uvloop {version('uvloop')}, nginx {nginx}, {wrk}. {where} "
         f"Medians of {plan.rounds} rounds of "
         f"{plan.seconds:g} s (twice that where the device takes time); rounds in which others used more than "
         f"{OTHERS_CORES} core were dropped and repeated. No two texts are alike. "
@@ -386,7 +379,7 @@ def main() -> None:
     if (os.cpu_count() or 1) <= max(PROXY_CORE, OTHER_CORE):
         raise SystemExit("two cores are needed: one for the proxy, one for upstream and load generator")
     pin_this_process()
-    describe_machine(plan, report)
+    describe(plan, report)
     for floats in BARS:
         measure_cost(plan, floats, report)
     measure_capacity(plan, report)

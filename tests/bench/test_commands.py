@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from carpool.bench.dialects import DIALECTS
+from carpool.bench.inputs import generate_images
 from carpool.cli import main
+from tests.support import own_models
 from tests.support.servers import RunningServer, carpool_serve
 from tests.support.upstream import Upstream
 
@@ -103,3 +106,36 @@ def test_pictures_without_the_extra_are_refused_before_the_run(
     result = invoke("http://127.0.0.1:1", "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert "matplotlib is not installed: pip install 'carpool[bench]'" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A model that takes pictures."""
+    folder = tmp_path_factory.mktemp("gallery")
+    shutil.copy(own_models.__file__, folder)
+    with carpool_serve(folder, ["--model", "own_models:sizes"]) as server:
+        yield server
+
+
+@pytest.mark.parametrize("source", ["32x24", "32x24.jpg", "a directory"])
+def test_pictures_reach_the_model_as_pictures(gallery: RunningServer, source: str, tmp_path: Path) -> None:
+    """Made up as PNG or JPEG, or from files: the server decodes them all."""
+    if source == "a directory":
+        for number, image in enumerate(generate_images(32, 24, 2, "image/jpeg")):
+            (tmp_path / f"{number}.jpeg").write_bytes(image.content)
+        source = str(tmp_path)
+    result = invoke(gallery.url, "--users", "4", "--dialect", "predict", "--images", source, *LOAD)
+    assert result.exit_code == 0, result.stderr
+    assert "errors     none" in result.stdout
+
+
+def test_a_classifier_by_name_answers_pictures_in_batches(tmp_path: Path) -> None:
+    """`carpool bench` on `carpool serve --model resnet18?weights=none`, as a person would try it."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    with carpool_serve(tmp_path, ["--model", "resnet18?weights=none"]) as server:
+        arguments = ["--users", "8", "--dialect", "predict", "--images", "64x48.jpg", *LOAD, "--duration", "2s"]
+        result = invoke(server.url, *arguments, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    assert "errors     none" in result.stdout
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["average_batch"] > 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image as Pillow
 from tokenizers import Tokenizer
 
 from carpool.bench import units
 from carpool.bench.dialects import Target
-from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
+from carpool.bench.inputs import generate_images, generate_texts, images, read_images, read_texts
 from carpool.errors import ConfigError
 
 
@@ -32,6 +34,16 @@ def test_a_made_up_picture_is_a_png() -> None:
     assert struct.unpack(">II", first.content[16:24]) == (7, 5)
     data = first.content.partition(b"IDAT")[2]
     assert len(zlib.decompressobj().decompress(data)) == 5 * (7 * 3 + 1)
+
+
+def test_a_size_may_have_the_ending_of_a_file() -> None:
+    """JPEG for those who want to measure its decoder; without an ending it is a PNG."""
+    assert {image.content_type for image in images("8x6")} == {"image/png"}
+    first, second, *_ = images("8x6.jpg")
+    assert first.content_type == "image/jpeg"
+    assert first.content != second.content
+    with Pillow.open(io.BytesIO(first.content)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (8, 6))
 
 
 def test_files_without_anything_to_send_are_refused(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
+import base64
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from benchmarks.peers.cases import CASES, Question
+from benchmarks.peers.loads import Round, Rounds, ahead
 from benchmarks.peers.model import Noop, load
-from benchmarks.peers.run import Round, Rounds, ahead
-from benchmarks.peers.servers import Server, run_carpool
+from benchmarks.peers.run import Report, judge_crowd, judge_throughput
+from benchmarks.peers.servers import Server, peers, run
 
 from tests.support.servers import until
 
 
 @pytest.fixture(scope="module")
 def carpool() -> Iterator[Server]:
-    with run_carpool("noop") as server:
+    case = CASES["noop"]
+    with run(peers(case)[0], case) as server:
         yield server
 
 
@@ -26,6 +32,17 @@ def test_the_peers_model_says_what_carpools_does() -> None:
     assert load("noop")(["ab", ""]) == [b'{"result":2}', b'{"result":0}']
 
 
+def test_every_server_of_a_case_gets_the_same_in_its_own_words() -> None:
+    """A picture goes as bytes to some and in base64 to others; a text under the names that each wants."""
+    case = CASES["resnet18-jpeg"]
+    asked = {peer.dialect: case.questions(peer.dialect)[0] for peer in peers(case)}
+    assert asked["image"].media_type == "image/jpeg"
+    assert base64.b64decode(json.loads(asked["base64"].body)["data"]) == asked["image"].body
+    case = CASES["minilm"]
+    native, openai = (json.loads(case.questions(dialect)[0].body) for dialect in ("native", "openai"))
+    assert openai["input"] == [native["input"]]
+
+
 def test_a_peer_is_better_where_more_is_good_or_less_is() -> None:
     """A peer gets credit for a higher rate, and for lower latencies and CPU."""
     ours = rounds(rate=100, p50=10, p99=20, cpu=30)
@@ -37,10 +54,51 @@ def test_a_peer_is_better_where_more_is_good_or_less_is() -> None:
     assert ahead(rounds(101, 9.9, 19.9, 29.9), ours) == []
 
 
+@pytest.mark.parametrize(
+    ("case", "peers", "expected"),
+    [
+        (
+            "noop",
+            {"mosec": 100.0},
+            ["FAIL: req/s, of mosec's: 1.20", "PASS: CPU per request, of mosec's: 1.00"],
+        ),
+        (
+            "minilm",
+            {"mosec": 110.0, "infinity": 30.0, "litserve + sentence-transformers": 5.0},
+            ["PASS: req/s, of infinity's: 4.00", "PASS: req/s, of mosec's: 1.09"],
+        ),
+        (
+            "resnet18",
+            {"carpool, OpenVINO": 300.0, "smartbatch": 60.0},
+            [
+                "PASS: req/s of carpool, of smartbatch's: 2.00",
+                "FAIL: req/s of carpool, OpenVINO, of smartbatch's: 5.00",
+            ],
+        ),
+    ],
+)
+def test_each_case_has_its_bars(case: str, peers: dict[str, float], expected: list[str]) -> None:
+    """The rates of 64 users, of which carpool did 120, are compared with whom the case names."""
+    report = Report()
+    rates = {"carpool": 120.0, **peers}
+    judge_throughput(CASES[case], {name: rounds(rate, 1, 1, 1) for name, rate in rates.items()}, report)
+    assert [line.removeprefix("- ").split(", at ")[0] for line in report.lines] == expected
+
+
+def test_nobody_in_the_crowd_may_fail() -> None:
+    """Not even one of a thousand."""
+    report = Report()
+    crowd = rounds(1, 1, 1, 1)
+    judge_crowd({"carpool": crowd}, report)
+    crowd.all[0] = replace(crowd.all[0], failed=0.001)
+    judge_crowd({"carpool": crowd}, report)
+    assert [line[2:6] for line in report.lines] == ["PASS", "FAIL"]
+
+
 def test_a_server_sleeps_while_others_are_measured(carpool: Server) -> None:
     """What is asleep answers nobody, and all of it goes on when it is woken."""
     carpool.sleep()
     until(lambda: all(process.status() == "stopped" for process in carpool.processes))
     carpool.wake()
-    assert carpool.ask({"data": "four"}) == 4
+    assert carpool.ask(Question(b'{"data":"four"}')) == 4
     assert len(carpool.processes) == 2

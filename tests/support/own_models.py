@@ -73,6 +73,10 @@ def double(inputs: list[Any]) -> list[Any]:
     return [each * 2 for each in inputs]
 
 
+def sizes(pictures: list[Any]) -> list[Any]:
+    return [picture.size for picture in pictures]
+
+
 words = Words()
 number = 3
 

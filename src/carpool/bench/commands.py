@@ -27,7 +27,7 @@ from carpool.bench.compare import (
 from carpool.bench.curve import Line, fit
 from carpool.bench.dialects import DIALECTS, Target
 from carpool.bench.goal import ALLOWED, Goal
-from carpool.bench.inputs import generate_images, generate_texts, read_images, read_texts
+from carpool.bench.inputs import generate_texts, images, read_texts
 from carpool.bench.run import TRIES, CouldNotKeepUp, Plan, run
 from carpool.bench.search import BATCH_SIZES, IN_FLIGHT, USERS, Search, Space
 from carpool.bench.serving import serve, subject
@@ -116,7 +116,9 @@ _how = _options(
 @click.option("--patience", default="30s", show_default=True, help="How long the last answers are waited for.")
 @_late_limit
 @_what
-@click.option("--images", help="Pictures instead of texts: a file, a directory, or a size such as 224x224.")
+@click.option(
+    "--images", help="Pictures instead of texts: a file, a directory, or a size: 224x224, 500x375.jpg."
+)
 @_how
 @click.option("--out", type=Path, help="Write results.json, report.html and pictures into this directory.")
 def run_command(url: str, out: Path | None, **options: Any) -> None:
@@ -143,11 +145,9 @@ def run_command(url: str, out: Path | None, **options: Any) -> None:
 
 def encode_inputs(target: Target, options: dict[str, Any]) -> tuple[list[bytes], str]:
     """The requests, and what is in them, in words."""
-    if images := options.get("images"):
-        width, _, height = images.partition("x")
-        is_size = width.isdecimal() and height.isdecimal()
-        pictures = generate_images(int(width), int(height)) if is_size else read_images(Path(images))
-        return [target.encode_image(picture) for picture in pictures], f"{len(pictures)} pictures, {images}"
+    if what := options.get("images"):
+        pictures = images(what)
+        return [target.encode_image(picture) for picture in pictures], f"{len(pictures)} pictures, {what}"
     if file := options["texts"]:
         texts, what = read_texts(file), f"texts from {file}"
     else:

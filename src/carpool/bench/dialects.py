@@ -95,15 +95,16 @@ class Target:
     def encode(self, *texts: str) -> bytes:
         """The request for a text, or for several at once."""
         body = _DIALECTS[self.dialect].body(texts, self.model)
-        return self._request(json.dumps(body).encode(), "application/json")
+        return self.request(json.dumps(body).encode(), "application/json")
 
     def encode_image(self, image: Image) -> bytes:
         """The request for a picture: its bytes as they are."""
         if self.dialect != "predict":
             raise ConfigError(f"pictures cannot be sent as {self.dialect}", "pass --dialect predict")
-        return self._request(image.content, image.content_type)
+        return self.request(image.content, image.content_type)
 
-    def _request(self, body: bytes, content_type: str) -> bytes:
+    def request(self, body: bytes, content_type: str) -> bytes:
+        """The request with a body that is there already."""
         parts = urlsplit(self.url)
         lines = [f"POST {self.path} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}", *self.headers]
         if parts.username:

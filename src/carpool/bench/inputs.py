@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
-from carpool.errors import ConfigError
+from carpool.errors import ConfigError, MissingExtra
 
 # Generated inputs are all different, and so many that two equal ones are never under way at a time: servers
 # compute equal inputs once, which is not what is to be measured.
 DISTINCT = 4096
 _DISTINCT_IMAGES = 64  # an image is large, and no server compares them
+_JPEG_QUALITY = 85  # what cameras and editors usually save
 
 # Each is one token to the usual English vocabularies (WordPiece, and the byte pairs of GPT).
 _VOCABULARY = """
@@ -28,6 +31,7 @@ music school power health
 """
 _WORDS = _VOCABULARY.split()
 
+_SIZE = re.compile(r"(\d+)x(\d+)(\.png|\.jpe?g)?")
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
@@ -56,6 +60,14 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
+def images(what: str) -> list[Image]:
+    """Those that a size means, 224x224 or 500x375.jpg, or those of a file or a directory."""
+    if (size := _SIZE.fullmatch(what)) is None:
+        return read_images(Path(what))
+    content_type = _TYPES[size[3] or ".png"]
+    return generate_images(int(size[1]), int(size[2]), content_type=content_type)
+
+
 def read_images(path: Path) -> list[Image]:
     """A picture, or all of a directory's: PNG and JPEG."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -69,10 +81,24 @@ def read_images(path: Path) -> list[Image]:
     return images
 
 
-def generate_images(width: int, height: int, count: int = _DISTINCT_IMAGES) -> list[Image]:
-    """Different PNGs of smooth noise, which compress about as photographs do."""
+def generate_images(
+    width: int, height: int, count: int = _DISTINCT_IMAGES, content_type: str = "image/png"
+) -> list[Image]:
+    """Different pictures of smooth noise, which compress about as photographs do."""
     random = Random(f"images {width} {height}")
-    return [Image(_png(width, height, random), "image/png") for _ in range(count)]
+    pictures = (_png(width, height, random) for _ in range(count))
+    encode = _jpeg if content_type == "image/jpeg" else bytes
+    return [Image(encode(picture), content_type) for picture in pictures]
+
+
+def _jpeg(png: bytes) -> bytes:
+    try:
+        from PIL import Image as Pillow
+    except ImportError as error:
+        raise MissingExtra("pillow", "vision") from error
+    written = BytesIO()
+    Pillow.open(BytesIO(png)).save(written, "JPEG", quality=_JPEG_QUALITY)
+    return written.getvalue()
 
 
 def _png(width: int, height: int, random: Random) -> bytes:

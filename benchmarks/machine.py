@@ -1,0 +1,31 @@
+"""Which command ran, when, and on what: the words that stand above every committed table."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+_CPU = Path("/proc/cpuinfo")
+
+
+def describe_run() -> str:
+    """The command, the day and the commit."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return f"`python {' '.join(sys.orig_argv[1:])}`, {datetime.date.today()}, commit {commit}"
+
+
+def describe_machine() -> str:
+    """The processor, its cores, how busy they were, the system and this Python."""
+    named = re.search(r"model name\s*: (.*)", _CPU.read_text()) if _CPU.exists() else None
+    return (
+        f"{named[1] if named else platform.machine()}, {os.cpu_count()} cores, "
+        f"load average {os.getloadavg()[0]:.1f} before; {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}"
+    )

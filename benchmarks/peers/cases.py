@@ -1,0 +1,92 @@
+"""The cases: which model, and what it is asked, the same for every server and in the words of each.
+
+It is imported in the environments of the peers as well, so it needs nothing but Python and carpool's source.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+from tests.support.sentences import sentences
+
+from carpool.bench.inputs import generate_images, generate_texts
+
+SENTENCES = 2000
+PICTURES = 16  # one is megabytes as JSON, and no server here compares them
+SHAPE = (3, 224, 224)
+WIDTH, HEIGHT = 500, 375  # about what ImageNet's pictures have
+BATCH = 32  # at most: carpool's default
+JSON, JPEG = "application/json", "image/jpeg"
+
+
+@dataclass(frozen=True)
+class Question:
+    """The body of a request."""
+
+    body: bytes
+    media_type: str = JSON
+
+
+@dataclass(frozen=True)
+class Case:
+    """`spec` is what carpool serves, `dialect` how it is asked."""
+
+    name: str
+    model: str
+    spec: str
+    dialect: str
+    # How long a peer may wait for more. A model that takes no time gains nothing from it, so it is as short as
+    # all of them can have it; their documentation and defaults have 5 to 10 ms for models that do.
+    wait_ms: int
+    inputs: Callable[[], Sequence[Any]]
+
+    def questions(self, dialect: str) -> list[Question]:
+        """All of them, for a server."""
+        return [_PHRASES[dialect](one) for one in self.inputs()]
+
+
+@cache
+def _pictures() -> list[bytes]:
+    return [image.content for image in generate_images(WIDTH, HEIGHT, PICTURES, "image/jpeg")]
+
+
+@cache
+def _tensors() -> list[bytes]:
+    """Normally distributed, with all digits: 3 MB each, as `torch.randn(3, 224, 224).tolist()` is."""
+    random = Random("tensors")
+    return [json.dumps(_normal(random, SHAPE)).encode() for _ in range(PICTURES)]
+
+
+def _normal(random: Random, shape: Sequence[int]) -> Any:
+    return [_normal(random, shape[1:]) for _ in range(shape[0])] if shape else random.gauss(0, 1)
+
+
+def _json(body: Any) -> Question:
+    return Question(json.dumps(body).encode())
+
+
+_PHRASES: Mapping[str, Callable[[Any], Question]] = {
+    "native": lambda text: _json({"input": text}),
+    "predict": lambda text: _json({"data": text}),
+    "openai": lambda text: _json({"input": [text], "model": "minilm"}),
+    "tensor": lambda array: Question(b'{"data":%b}' % array),
+    "image": lambda picture: Question(picture, JPEG),
+    "base64": lambda picture: _json({"data": base64.b64encode(picture).decode()}),
+}
+
+_RESNET18 = ("resnet18", "resnet18?weights=none")
+CASES = {
+    case.name: case
+    for case in (
+        Case("noop", "noop", "benchmarks.peers.model:Noop", "predict", 1, cache(lambda: generate_texts(5, 15))),
+        Case("minilm", "minilm", "minilm", "native", 5, lambda: sentences(SENTENCES)),
+        Case("resnet18", *_RESNET18, "tensor", 5, _tensors),
+        Case("resnet18-jpeg", *_RESNET18, "image", 5, _pictures),
+    )
+}

@@ -1,0 +1,114 @@
+"""A load on one server after the other, and the figures of each round.
+
+All servers run, but only one is awake, as some poll while they have nothing to do. It knows nothing of what is
+to be compared, and of no report.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.peers.cases import Case
+from benchmarks.peers.servers import Server
+from carpool.bench.dialects import Target
+from carpool.bench.run import Plan, measure
+from carpool.errors import CarpoolError
+
+QUIET_CORES, QUIET_SECONDS = 0.1, 20.0  # a server that still works on what it was sent is waited for, so long
+WARM_UP_SECONDS = 1.0
+USERS = 64
+MARGIN = 1.03  # medians of a few rounds are not known better than that
+
+
+@dataclass(frozen=True)
+class Round:
+    """One load on one server. Without a good answer, latencies are `nan`."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
+    failed: float  # of what was sent
+    complaint: str  # why the load generator does not believe it
+
+
+class Rounds:
+    """All rounds of a load on a server: medians, and what was wrong."""
+
+    def __init__(self) -> None:
+        self.all: list[Round] = []
+
+    def median(self, value: Callable[[Round], float]) -> float:
+        """The median of something."""
+        return statistics.median(map(value, self.all))
+
+    @property
+    def complaints(self) -> int:
+        """How many of them were not measured well."""
+        return sum(bool(one.complaint) for one in self.all)
+
+
+FIGURES: dict[str, Callable[[Round], float]] = {
+    "req/s": lambda one: one.rate,
+    "p50": lambda one: one.p50_ms,
+    "p99": lambda one: one.p99_ms,
+    "CPU per request": lambda one: one.cpu_us,
+}
+
+
+def put(case: Case, server: Server, plan: Plan) -> Round:
+    """A load, on a server that has nothing left to do."""
+    target = Target(server.url)
+    requests = [target.request(one.body, one.media_type) for one in case.questions(server.dialect)]
+    wait_until_idle(server)
+    measure(target, requests, replace(plan, duration=WARM_UP_SECONDS, users=min(plan.users, USERS)))
+    wait_until_idle(server)
+    before = server.cpu_seconds()
+    results = measure(target, requests, plan)
+    cpu = server.cpu_seconds() - before
+    good = max(1, results.requests - results.failed)
+    failed = results.failed / max(1, results.requests)
+    latency, complaint = results.latency, results.generator.complaint
+    return Round(results.throughput, latency.p50, latency.p99, cpu / good * 1e6, failed, complaint)
+
+
+def wait_until_idle(server: Server) -> None:
+    """Until it has worked off what nobody waits for any more, but not for ever."""
+    deadline = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < deadline:
+        used, started = server.cpu_seconds(), time.monotonic()
+        time.sleep(0.3)
+        if server.cpu_seconds() - used < QUIET_CORES * (time.monotonic() - started):
+            return
+
+
+def alternate(case: Case, servers: Sequence[Server], plans: Sequence[Plan]) -> dict[str, Rounds]:
+    """A round of each plan on every server in turn."""
+    rounds = {server.name: Rounds() for server in servers}
+    for plan in plans:
+        for server in servers:
+            server.wake()
+            try:
+                rounds[server.name].all.append(put(case, server, plan))
+            except (CarpoolError, OSError) as error:
+                print(f"{server.name}: {error}", file=sys.stderr)
+                rounds[server.name].all.append(Round(0.0, math.nan, math.nan, math.nan, 1.0, str(error)))
+            finally:
+                server.sleep()
+    return rounds
+
+
+def ahead(peer: Rounds, ours: Rounds) -> list[str]:
+    """The figures in which a peer is better."""
+    found = []
+    for name, value in FIGURES.items():
+        theirs, mine = peer.median(value), ours.median(value)
+        ratio = theirs / mine if name == "req/s" else mine / theirs
+        if ratio > MARGIN:
+            found.append(f"{name} ({theirs:,.4g} against {mine:,.4g})")
+    return found

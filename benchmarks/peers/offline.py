@@ -1,0 +1,79 @@
+"""What carpool's engine does without any server, in a process of its own, measured for every line it reads.
+
+python benchmarks/peers/offline.py CASE ENGINE
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.peers.cases import BATCH, CASES, JSON, Case
+from carpool.backends.process import child
+from carpool.models import spec
+from carpool.wire import payload
+from carpool.wire.call import INFER
+
+WINDOW = 64  # inputs that wait are sorted by length within as many as there are users
+SECONDS = 2.0  # about, for each of the two figures
+
+Run = Callable[[Sequence[Any]], Sequence[bytes | Exception]]
+
+
+def load(case: Case, engine: str) -> tuple[Run, list[Any]]:
+    """What the worker runs, and what it gets: texts, or bodies that it reads first."""
+    local = spec.resolve(case.spec, engine)
+    model: Any = child.load(local.loader, local.arguments)
+    if local.takes == "text":
+        return model.run, [json.loads(one.body)["input"] for one in case.questions(case.dialect)]
+    asked = case.questions(case.dialect)
+    bodies = [_head(one.media_type) + one.body for one in asked] * -(-WINDOW // len(asked))
+    return lambda items: model.run(items, INFER), bodies
+
+
+def _head(media_type: str) -> bytes:
+    return b"" if media_type == JSON else payload.head(media_type, {})
+
+
+def measure(run: Run, items: Sequence[Any]) -> dict[str, float]:
+    """Inputs a second in batches out of sorted windows, and the median time of one alone."""
+    count, started = 0, time.perf_counter()
+    for batch in _batches(items):
+        run(batch)
+        count += len(batch)
+        if (spent := time.perf_counter() - started) > SECONDS:
+            break
+    alone = [_time(run, item) for item in items[:WINDOW]]
+    return {"rate": count / spent, "alone_ms": statistics.median(alone) * 1000}
+
+
+def _time(run: Run, item: Any) -> float:
+    started = time.perf_counter()
+    run([item])
+    return time.perf_counter() - started
+
+
+def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(items), WINDOW):
+        window = sorted(items[start : start + WINDOW], key=len)
+        for place in range(0, len(window), BATCH):
+            yield window[place : place + BATCH]
+
+
+def main() -> None:
+    """Measure whenever asked to."""
+    name, engine = sys.argv[1:]
+    run, items = load(CASES[name], engine)
+    measure(run, items[:WINDOW])  # nothing is to be done for the first time
+    for _ in sys.stdin:
+        print(json.dumps(measure(run, items)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
