@@ -92,7 +92,10 @@ class ModelMetrics:
 
 
 class Metrics(Collector):
-    """An observer that counts, and a Prometheus collector that tells."""
+    """An observer that counts, and a Prometheus collector that tells.
+
+    What it does not observe is added to `responses` by whoever responds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -100,7 +103,7 @@ class Metrics(Collector):
         self._models: dict[str, ModelMetrics] = {}
         self._gauges: dict[str, Callable[[], SchedulerStatistics]] = {}
         self._replicas: dict[str, Callable[[], Sequence[ReplicaStatus]]] = {}
-        self._responses: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self.responses: defaultdict[tuple[str, int], int] = defaultdict(int)  # HTTP's, by route and status
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._ended: deque[tuple[float, int]] = deque()  # when, and how many requests ended then
         self._registry = CollectorRegistry(auto_describe=False)
@@ -120,10 +123,6 @@ class Metrics(Collector):
     def forget(self, model: str) -> None:
         """Show a model no more."""
         del self._models[model], self._gauges[model], self._replicas[model]
-
-    def count_response(self, route: str, status: int) -> None:
-        """Count one HTTP response."""
-        self._responses[route, status] += 1
 
     def observe(self, fact: Fact) -> None:
         """Count one fact."""
@@ -177,7 +176,7 @@ class Metrics(Collector):
         yield from _counters(self._models)
         yield from _histograms(self._models)
         responses = CounterMetricFamily("carpool_http_responses", "HTTP responses.", labels=("route", "status"))
-        for (route, status), count in sorted(self._responses.items()):
+        for (route, status), count in sorted(self.responses.items()):
             responses.add_metric((route, str(status)), count)
         yield responses
         yield from self._read_gauges()

@@ -69,7 +69,7 @@ def _add_batched(app: FastAPI, service: Service, route: Route) -> None:
             reply = route.encode_error(error)
         except ClientDisconnect:
             return _UNREAD
-        service.metrics.count_response(route.path, reply.status)
+        service.metrics.responses[route.path, reply.status] += 1
         return _response(reply)
 
     app.add_api_route(

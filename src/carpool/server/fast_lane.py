@@ -11,14 +11,14 @@ where uvicorn has its own object for a request.
 from __future__ import annotations
 
 import asyncio
-from functools import cache, lru_cache, partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from carpool.errors import CarpoolError
+from carpool.server.lane import Head, Lane
 from carpool.wire.base import Reply, Route
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from carpool.server.service import Service
     from carpool.wire.terms import Terms
 
-# Heads that are known by their bytes. Those of one client differ in the content length alone, so this holds a
-# few clients' worth; one whose every head is new (a trace id) only ever pays for the parser.
-_MOST_HEADS = 2048
-_LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
-
 # The most of a body, with its head, that is kept unparsed until the rest comes. Many clients send the head and
 # the body in two segments; what does not fit into the second one is no short text.
 _LONGEST_SPLIT = 65536
@@ -44,70 +39,11 @@ _LONGEST_SPLIT = 65536
 # up is noticed only while it is read from.
 _MOST_PIPELINED = 16
 
-Headers = list[tuple[bytes, bytes]]
-
 
 def fast_lane(service: Service, routes: Iterable[Route]) -> type[asyncio.Protocol]:
     """What uvicorn's `http=` setting takes, to answer these routes of the service."""
     # All that uvicorn asks of a class is that it makes a protocol.
     return cast("type[asyncio.Protocol]", partial(FastLaneProtocol, Lane(service, routes)))
-
-
-class Head(NamedTuple):
-    """What the bytes of a request's head mean."""
-
-    route: Route
-    terms: Terms
-    length: int
-
-
-class Lane:
-    """What the connections of a server share: its routes, the heads they know, and the heads they write."""
-
-    def __init__(self, service: Service, routes: Iterable[Route]) -> None:
-        self.service = service
-        self.count_response = service.metrics.count_response
-        self.routes = {route.path.encode(): route for route in routes}
-        self.heads: dict[bytes, Head] = {}
-        self._defaults: Headers = []
-        self._plain = b"", b""
-
-    def learn(self, block: bytes, head: Head) -> None:
-        """Know a head by its bytes from now on."""
-        if len(block) <= _LONGEST_HEAD:
-            if len(self.heads) >= _MOST_HEADS:
-                self.heads.clear()
-            self.heads[block] = head
-
-    def write(self, reply: Reply, keep_alive: bool, defaults: Headers) -> bytes:
-        """The bytes of a response. `defaults` are uvicorn's own headers, a new list each second."""
-        pieces = reply.pieces
-        if defaults is not self._defaults:
-            self._defaults = defaults
-            self._plain = _frame(Reply(200, ()), True, defaults)
-        is_plain = reply.status == 200 and keep_alive and not reply.headers
-        before, after = self._plain if is_plain else _frame(reply, keep_alive, defaults)
-        length = 0
-        for piece in pieces:  # there are a few of them, for which a `sum` takes longer
-            length += len(piece)
-        return b"".join((before, _decimal(length), after, *pieces))
-
-
-def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, bytes]:
-    """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
-    lines = [name + b": " + value + b"\r\n" for name, value in defaults]
-    lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
-    close = "" if keep_alive else "connection: close\r\n"
-    after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
-    return b"".join((_status_line(reply.status), *lines, b"content-length: ")), after.encode()
-
-
-_decimal = lru_cache(4096)(b"%d".__mod__)  # the replies to one kind of question are about as long
-
-
-@cache
-def _status_line(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
 
 
 class _Unheard:
@@ -386,12 +322,8 @@ class FastLaneProtocol(HttpToolsProtocol):
         exchange: Exchange = self._serving
         exchange.request = None
         exchange.response_complete = True
-        lane, transport = self.lane, self.transport
-        lane.count_response(exchange.route.path, reply.status)
-        if not transport.is_closing():
-            transport.write(lane.write(reply, exchange.keep_alive, self.server_state.default_headers))
-            if not exchange.keep_alive:
-                transport.close()
+        defaults = self.server_state.default_headers
+        self.lane.send(self.transport, reply, exchange.route.path, exchange.keep_alive, defaults)
         self.on_response_complete()
 
     def _advance(self) -> None:

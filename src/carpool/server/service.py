@@ -156,7 +156,7 @@ class Service:
             request = Request(
                 items,
                 partial(_deliver, route, ask, on_reply),
-                costs=None if model.cost is None else list(map(model.cost, items)),
+                costs=None if model.cost is None else [model.cost(item) for item in items],
                 tenant=terms.tenant,
                 weight=terms.weight if ask.weight is None else ask.weight,
                 timeout=terms.timeout if ask.timeout is None else ask.timeout,

@@ -1,0 +1,87 @@
+"""What the connections of a server share: its routes, the heads they know, and how a response is written.
+
+It is apart from the connections because it can be compiled, which a subclass of uvicorn's cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
+
+from carpool.server.service import Service
+from carpool.wire.base import Reply, Route
+from carpool.wire.terms import Terms
+
+# Heads that are known by their bytes. Those of one client differ in the content length alone, so this holds a
+# few clients' worth; one whose every head is new (a trace id) only ever pays for the parser.
+_MOST_HEADS = 2048
+_LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Head(NamedTuple):
+    """What the bytes of a request's head mean."""
+
+    route: Route
+    terms: Terms
+    length: int
+
+
+class Lane:
+    """What the connections of a server share: its routes, the heads they know, and the heads they write."""
+
+    def __init__(self, service: Service, routes: Iterable[Route]) -> None:
+        self.service = service
+        self._responses = service.metrics.responses
+        self.routes = {route.path.encode(): route for route in routes}
+        self.heads: dict[bytes, Head] = {}
+        self._defaults: Headers = []
+        self._plain = b"", b""
+
+    def learn(self, block: bytes, head: Head) -> None:
+        """Know a head by its bytes from now on."""
+        if len(block) <= _LONGEST_HEAD:
+            if len(self.heads) >= _MOST_HEADS:
+                self.heads.clear()
+            self.heads[block] = head
+
+    def send(
+        self, transport: asyncio.Transport, reply: Reply, path: str, keep_alive: bool, defaults: Headers
+    ) -> None:
+        """Write a response and count it. `defaults` are uvicorn's own headers, a new list each second."""
+        self._responses[path, reply.status] += 1
+        if transport.is_closing():
+            return
+        pieces = reply.pieces
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._plain = _frame(Reply(200, ()), True, defaults)
+        is_plain = reply.status == 200 and keep_alive and not reply.headers
+        before, after = self._plain if is_plain else _frame(reply, keep_alive, defaults)
+        length = 0
+        for piece in pieces:  # there are a few of them, for which a `sum` takes longer
+            length += len(piece)
+        transport.write(b"".join((before, _decimal(length), after, *pieces)))
+        if not keep_alive:
+            transport.close()
+
+
+def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, bytes]:
+    """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
+    lines = [name + b": " + value + b"\r\n" for name, value in defaults]
+    lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
+    close = "" if keep_alive else "connection: close\r\n"
+    after = f"\r\ncontent-type: {reply.content_type}\r\n{close}\r\n"
+    return b"".join((_status_line(reply.status), *lines, b"content-length: ")), after.encode()
+
+
+_decimal = lru_cache(4096)(b"%d".__mod__)  # the replies to one kind of question are about as long
+
+
+@cache
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
