@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.server.in_process import Echo, lane
 from tests.server.raw import post, post_chunked, text
+from tests.support.clients import hang_up
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 SECONDS = 60
@@ -245,8 +246,9 @@ def test_a_reply_may_take_longer_than_a_connection_may_be_idle(new_loop: Callabl
 
 
 @LOOPS
-def test_a_closed_connection_is_freed_without_a_search_for_garbage(new_loop: Callable[[], Any]) -> None:
-    """The server searches seldom; what has a cycle would pile up with every connection until then."""
+@pytest.mark.parametrize("how", ["closed", "reset", "reset while it waits"])
+def test_a_connection_that_is_gone_is_freed_at_once(new_loop: Callable[[], Any], how: str) -> None:
+    """The server searches for garbage seldom: whatever has a cycle would pile up until then."""
 
     async def main() -> None:
         async with lane(Echo()) as server:
@@ -254,8 +256,17 @@ def test_a_closed_connection_is_freed_without_a_search_for_garbage(new_loop: Cal
             for request in (post(text("word")), post(text("word"), path="/nowhere"), post(text("word"))):
                 writer.write(request)
                 await read_reply(reader)
+            if how == "reset while it waits":
+                server.backend.gate.clear()
+                writer.write(post(text("next")))
+                await turns_until(lambda: not server.service.is_idle)
             (connection,) = map(weakref.ref, server.connections)
-            writer.close()
+            if how == "closed":
+                writer.close()
+            else:
+                hang_up(writer, reset=True)
+            await turns_until(lambda: not server.connections)
+            server.backend.gate.set()
             await turns_until(lambda: connection() is None)
 
     gc.collect()

@@ -265,6 +265,9 @@ class FastLaneProtocol(HttpToolsProtocol):
             serving.message_event.set()
             if type(serving) is Exchange and serving.request is not None:
                 self.lane.service.cancel(serving.request)
+                serving.request = None  # which refers to the connection
+        if self.timeout_keep_alive_task is not None:  # so does the timer
+            self.timeout_keep_alive_task.cancel()
         self._held = b""
         super().connection_lost(exc)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
-import struct
 import time
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support.clients import hang_up
 from tests.support.upstream import vector
 
 DEADLINE_SECONDS = 10.0  # for one call; queue and batch may take 3 and 1 in these tests
@@ -131,14 +130,6 @@ async def vanish_again_and_again(url: str, label: str) -> None:
             await asyncio.sleep(random.choice(STAYS))
         finally:
             hang_up(writer, reset=random.random() < 0.5)
-
-
-def hang_up(writer: StreamWriter, reset: bool) -> None:
-    """Reset the connection, or close it with what is still to come unread."""
-    if reset:
-        connection: socket.socket = writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
 
 
 async def connect(url: str) -> tuple[StreamReader, StreamWriter]:
