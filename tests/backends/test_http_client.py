@@ -84,7 +84,7 @@ ONE = b"[[0.5,1]]"
         [b"HTTP/1.1 200\r\nContent-Length:9\r\n\r\n" + ONE],
         [b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n" + ONE],
         [reply(ONE, headers="connection: keep-alive\r\nvary: Accept-Encoding\r\n")],
-        [reply(ONE, headers="x-large: " + "x" * 10_000 + "\r\n")],
+        [reply(ONE, headers="x-large: " + "x" * 20_000 + "\r\n")],
         [b"HTTP/1.1 100 Continue\r\n\r\n", reply(ONE)],
         [b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + reply(ONE)],
         [chunked(ONE)],

@@ -17,7 +17,9 @@ from carpool.backends.http.reply import NO_HEADERS, ReplyParser, Response, read_
 from carpool.errors import BackendError, CarpoolError, Unreachable
 from carpool.wire.counting import CountedBody
 
-_HEAD_BYTES = 4096  # a head that is larger is read in the ordinary way; small, since a body's start is copied
+_HEAD_BYTES = (
+    16_384  # as much as a reply with one vector of 1024 numbers, which so takes one read; a copy of it is cheap
+)
 _CHUNK_BYTES = 65_536  # read at a time in the ordinary way
 _KEPT_BYTES = 2 * 1024**2  # of a body's memory between two replies: 32 vectors of 4096 numbers are 1.4 MB
 _OWN_REFERENCES = 3  # to an object in an attribute and a variable, as `sys.getrefcount` counts them
