@@ -142,6 +142,7 @@ def _serve(
         dedupe=settings.dedupe and of_text,
         takes=takes,
         passthrough=passthrough,
+        tells_callers_apart=settings.forward_authorization,
     )
 
 

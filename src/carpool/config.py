@@ -115,6 +115,11 @@ class ModelSettings:
     )
     upstream_model: str = _setting("", "The model to ask the inference server for, where it has several.")
     upstream_api_key: str = _setting("", "Sent to the inference server as a bearer token.", secret=True)
+    forward_authorization: bool = _setting(
+        False,
+        "Send each caller's Authorization to the inference server, in place of `upstream_api_key`; "
+        "only callers with the same one share a batch.",
+    )
     engine: str = _setting("auto", "What runs a local model.", choices=ENGINES)
     replicas: int = _setting(1, "Worker processes that run a local model, each a copy of it.", between=(1, 256))
     devices: tuple[str, ...] = _setting(

@@ -7,6 +7,7 @@
     ├── CallerError            the caller's: retrying the same request will not help
     │   ├── BadInput     400   the body is not what the route takes
     │   │   └── Unsupported    it may be, but the model or the upstream cannot do that
+    │   ├── NotAllowed   401   the upstream does not serve whoever asks; also 403
     │   ├── NotFound     404   no such route
     │   ├── WrongMethod  405   the route exists, the method does not
     │   ├── TooLarge     413   the body is over the limit
@@ -70,6 +71,14 @@ class BadInput(CallerError):
 
 class Unsupported(BadInput):
     """The model or the upstream that is served cannot do what was asked of it."""
+
+
+class NotAllowed(CallerError):
+    """The upstream does not take the caller's credentials; `status` is its own, 401 or 403."""
+
+    def __init__(self, message: str, detail: str = "", status: int = 401) -> None:
+        super().__init__(message, detail)
+        self.status = status
 
 
 class NotFound(CallerError):

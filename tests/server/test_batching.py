@@ -77,6 +77,47 @@ def test_bad_input_in_the_middle_touches_nobody(
     assert sorted(upstream.batches[1]) == ["a", "b", "c"]
 
 
+def test_callers_whose_credentials_are_forwarded_are_told_apart(
+    upstream: Upstream, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """The same text of two callers is computed for each with their own; who is refused fails nobody else."""
+
+    def ask(text: str, authorization: str) -> httpx.Response:
+        headers = {"authorization": authorization} if authorization else {}
+        return server.client.post("/embed", json={"input": text}, headers=headers)
+
+    arguments = [
+        "--inference-url",
+        upstream.url,
+        "--upstream-api-key",
+        "own",
+        "--forward-authorization",
+        "true",
+    ]
+    with carpool_serve(tmp_path, [*arguments, "--max-concurrent-workers", "1"]) as server:
+        first = occupy(server, upstream, pool)
+        calls = [("a", "Bearer one"), ("a", "Bearer two"), ("b", "Bearer one"), ("c", ""), ("d", "Bearer bad")]
+        replies = [pool.submit(ask, *call) for call in calls]
+        until(lambda: waiting(server) == len(calls))
+        upstream.forbids = "Bearer bad"
+        upstream.let_go()
+        assert first.result().status_code == 200
+        assert [reply.result().status_code for reply in replies] == [200, 200, 200, 200, 403]
+        assert "no access to this model" in replies[-1].result().json()["error"]["detail"]
+        sent = {
+            tuple(sorted(batch)): who
+            for batch, who in zip(upstream.batches, upstream.authorizations, strict=True)
+        }
+        assert sent == {
+            ("first",): "Bearer own",
+            ("a", "b"): "Bearer one",
+            ("a",): "Bearer two",
+            ("c",): "Bearer own",
+            ("d",): "Bearer bad",
+        }
+        assert server.client.get("/health").status_code == 200
+
+
 def test_a_text_that_only_the_upstream_refuses_is_its_own_callers_mistake(
     proxy: RunningServer, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:

@@ -59,7 +59,8 @@ class InThread:
 class Upstream(InThread):
     """An honest one; `batches` is what came, `answer_with` replaces the honest answer.
 
-    A batch with the text that it `refuses` is 422, in TEI's words.
+    A batch with the text that it `refuses` is 422, in TEI's words; one with the `Authorization` that it
+    `forbids` is 403.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,8 @@ class Upstream(InThread):
         self.batches: list[list[str]] = []
         self.answer_with: tuple[int, bytes] | None = None
         self.refuses: str | None = None
+        self.forbids: str | None = None
+        self.authorizations: list[str] = []  # of each batch
         self.arrived = threading.Semaphore(0)  # released once for every batch that has come
         self._gate: asyncio.Event
 
@@ -97,11 +100,14 @@ class Upstream(InThread):
     async def _embed(self, request: web.Request) -> web.Response:
         inputs = (await request.json())["inputs"]
         self.batches.append(inputs)
+        self.authorizations.append(request.headers.get("authorization", ""))
         self.arrived.release()
         await self._gate.wait()
         if self.answer_with is not None:
             status, body = self.answer_with
             return web.Response(status=status, body=body, content_type="application/json")
+        if self.forbids == self.authorizations[-1]:
+            return web.json_response({"error": "no access to this model"}, status=403)
         if self.refuses in inputs:
             return web.json_response({"error": f"Input validation error: {self.refuses}"}, status=422)
         return web.json_response([vector(text) for text in inputs], dumps=json.dumps)

@@ -37,7 +37,8 @@ class ServedModel:
     `cost` prices an item, where items are not alike; a model may bring its own, known once it is loaded. With
     `dedupe`, equal items that wait or run at the same time are computed once. What it `takes` at `/predict` is
     a text, or any data, of which only it knows more. `passthrough` is there in front of an upstream, for what
-    is not served here.
+    is not served here. With `tells_callers_apart`, only those with the same credentials travel together, and
+    the upstream gets to see them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ServedModel:
     dedupe: bool = True
     takes: Payload = "text"
     passthrough: PassThrough | None = None
+    tells_callers_apart: bool = False
 
     def told(self) -> dict[str, Any]:
         """What its backends say of themselves, where they do: the worker process of what it has loaded."""

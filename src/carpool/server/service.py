@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from carpool.observe.observer import ReplicaStatus, RequestRefused
 from carpool.server.models import Models, ServedModel
 from carpool.wire import native
 from carpool.wire.base import JSON, Ask, Reply, Route, Times, media_type
+from carpool.wire.call import EMBED, Call
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Service:
                 weight=terms.weight if ask.weight is None else ask.weight,
                 timeout=terms.timeout if ask.timeout is None else ask.timeout,
                 key=items if model.dedupe else None,
-                group=ask.group,
+                group=_with_credentials(ask.group, terms) if model.tells_callers_apart else ask.group,
             )
             request.owner = model.batcher
             model.batcher.enqueue(request)
@@ -181,6 +182,13 @@ class Service:
     def cancel(self, request: Request) -> None:
         """Give up on a request: its caller has gone. Harmless when it has ended."""
         request.owner.cancel(request)
+
+
+def _with_credentials(group: Hashable, terms: Terms) -> Hashable:
+    """The group of those who ask the same with the same credentials; embeddings have no group of their own."""
+    call = EMBED if group is None else group
+    assert isinstance(call, Call)
+    return call._replace(credentials=terms.authorization)
 
 
 def _health(model: ServedModel, trouble: str | None) -> Reply:

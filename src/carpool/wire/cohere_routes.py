@@ -78,7 +78,7 @@ RERANK = Route(
     decode=_decode,
     encode=partial(_encode, (), None),
     encode_error=encode_error,
-    statuses=(400, 408, 413, 415, 429, 500, 502, 503),
+    statuses=(400, 401, 403, 408, 413, 415, 429, 500, 502, 503),
     summary="With `documents`, as Cohere has it.",
     request_schema={
         "type": "object",

@@ -111,7 +111,7 @@ def infer(model: str, version: str = "", takes_numbers: bool = False) -> Route:
         decode=partial(_decode, model, takes_numbers),
         encode=partial(_encode, model, None, _TEXTS),
         encode_error=encode_error,
-        statuses=(400, 413, 415, 500, 502, 503),
+        statuses=(400, 401, 403, 413, 415, 500, 502, 503),
         summary="Texts in, vectors out, as KServe's V2 protocol has it.",
         request_schema=_request_schema(_TEXTS, [_BYTES], ["What is vector search?"], {"type": "string"}),
         response_schema=_response_schema(_TEXTS),

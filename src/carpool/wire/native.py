@@ -90,7 +90,7 @@ EMBED = Route(
     decode=decode_embed,
     encode=encode_embedding,
     encode_error=encode_error,
-    statuses=(400, 408, 413, 415, 429, 500, 502, 503),
+    statuses=(400, 401, 403, 408, 413, 415, 429, 500, 502, 503),
     summary="One text in, one vector out; it travels in a batch with whoever is waiting.",
     request_schema={
         "type": "object",

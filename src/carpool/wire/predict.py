@@ -68,7 +68,7 @@ PREDICT = Route(
     decode=decode_text,
     encode=encode_prediction,
     encode_error=encode_error,
-    statuses=(413, 415, 422, 429, 500, 503),
+    statuses=(401, 403, 413, 415, 422, 429, 500, 503),
     summary="One input in, the model's result out; batched like any other.",
     request_schema={
         "type": "object",

@@ -367,7 +367,7 @@ def encode_error(error: CarpoolError) -> Reply:
     return json_reply({"error": message, "error_type": kind}, status, headers)
 
 
-_STATUSES = (400, 413, 415, 422, 424, 429, 500, 503)
+_STATUSES = (400, 401, 403, 413, 415, 422, 424, 429, 500, 503)
 _PLAIN_STATUSES = (400, 413, 415, 422)
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -13,11 +13,15 @@ _LONGEST_TIMEOUT = 3_600_000  # milliseconds
 
 
 class Terms(NamedTuple):
-    """Whose request it is, how large that one's share is, and within how many seconds it must be answered."""
+    """Whose request it is, how large that one's share is, and within how many seconds it must be answered.
+
+    `authorization` is what the caller proves it with, for whoever asks for that.
+    """
 
     tenant: str = ""
     weight: float = 1.0
     timeout: float | None = None
+    authorization: str = ""
 
 
 def read_terms(headers: Mapping[str, str]) -> Terms:
@@ -25,10 +29,12 @@ def read_terms(headers: Mapping[str, str]) -> Terms:
 
     The tenant is `X-Tenant`, as a gateway would set it, or else the API key (`Authorization`, `X-API-Key`).
     """
-    tenant = headers.get("x-tenant") or headers.get("authorization") or headers.get("x-api-key") or ""
+    authorization = headers.get("authorization", "")
+    tenant = headers.get("x-tenant") or authorization or headers.get("x-api-key") or ""
     if len(tenant) > _LONGEST_TENANT:
         raise BadInput("the tenant's name is too long", f"allowed: {_LONGEST_TENANT} characters")
-    return Terms(tenant, _weight(headers.get("x-priority")), _timeout(headers.get("x-request-timeout-ms")))
+    weight, timeout = _weight(headers.get("x-priority")), _timeout(headers.get("x-request-timeout-ms"))
+    return Terms(tenant, weight, timeout, authorization)
 
 
 def _weight(text: str | None) -> float:

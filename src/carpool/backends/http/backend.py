@@ -22,7 +22,15 @@ from carpool.backends.http.pool import CannotConnect, Pool
 from carpool.backends.http.reply import TOKENS, Response
 from carpool.backends.http.target import Target
 from carpool.core.replica import Capacity
-from carpool.errors import BackendError, BadInput, BatchTooLarge, CarpoolError, Unavailable, Unreachable
+from carpool.errors import (
+    BackendError,
+    BadInput,
+    BatchTooLarge,
+    CarpoolError,
+    NotAllowed,
+    Unavailable,
+    Unreachable,
+)
 from carpool.wire.base import JSON, EncodedJson
 from carpool.wire.call import EMBED, Call
 from carpool.wire.counting import CountedBody
@@ -50,6 +58,7 @@ class Prepared(NamedTuple):
 
     exchange: Exchange
     head: Any  # as the pool has it
+    is_callers_own: bool  # the credentials, and so the fault where they are refused
 
 
 class HttpBackend:
@@ -162,7 +171,7 @@ class HttpBackend:
         finally:
             self._in_flight -= 1
         if response.status != 200:
-            raise self._refusal(response)
+            raise self._refusal(response, prepared)
         if isinstance(response.body, CountedBody):
             response.body.items = items
             response.body.tokens = _count(response.headers.get(TOKENS, ""))
@@ -182,10 +191,14 @@ class HttpBackend:
             headers["authorization"] = call.credentials
         exchange = self.description.dialect.exchange(call)
         path = self.target.path(exchange.path, self.description.dialect.main)
-        return Prepared(exchange, self._pool.prepare(path, headers))  # type: ignore[union-attr]  # see run
+        head = self._pool.prepare(path, headers)  # type: ignore[union-attr]  # see run
+        return Prepared(exchange, head, bool(call.credentials))
 
-    def _refusal(self, response: Response) -> CarpoolError:
+    def _refusal(self, response: Response, prepared: Prepared) -> CarpoolError:
         """The error of a reply that is not 200, from which something may be learned."""
+        if prepared.is_callers_own and response.status in (401, 403):
+            words = words_of(response.body)
+            return NotAllowed(f"the upstream answered {response.status}", words, response.status)
         error = decode_refusal(response.status, response.body, _seconds(response.headers.get("retry-after")))
         if isinstance(error, BatchTooLarge):
             self._learn_limit(named_limit(words_of(response.body)))
