@@ -13,8 +13,9 @@ Behind every proxy stands the same synthetic upstream (benchmarks/device.py). Fo
 
 `--soak` adds a fifth: does the memory stay flat over a million requests?
 
-Rounds alternate between the programs, and medians are compared. Each round waits until the machine is quiet;
-one in which others used more than 0.15 core is run again, within `--tries`, and the table says how often.
+Rounds alternate between the programs, and medians are compared; multiples of nginx's CPU are taken within a
+round. Each waits until the machine is quiet; one in which others used more than 0.15 core is run again, within
+`--tries`, and the table says how often.
 `--carpool compiled=build/compiled/bin/python` measures another installed carpool beside this one.
 
 It needs Debian's `nginx-light` and `wrk`, and two cores. The table goes to benchmarks/results/proxy.md as well.
@@ -86,6 +87,11 @@ class Round:
     batch_size: float  # the mean
 
     @property
+    def cost(self) -> float:
+        """CPU microseconds of the proxy a request."""
+        return self.usage.proxy / max(1, self.load.requests) * 1e6
+
+    @property
     def counts(self) -> bool:
         """Whether others left the machine alone."""
         return self.usage.others_cores <= OTHERS_CORES
@@ -95,6 +101,7 @@ class Rounds:
     """All rounds of one program. Figures are medians of those that count, or of all where none does."""
 
     def __init__(self, rounds: Sequence[Round]) -> None:
+        self._all = rounds
         good = [one for one in rounds if one.counts]
         self._used = good or list(rounds)
         self._note = f"{len(good)} of {len(rounds)}, {sum(one.dropped for one in rounds)} dropped"
@@ -106,6 +113,11 @@ class Rounds:
     def per_request(self, cpu: Callable[[Usage], float]) -> float:
         """CPU microseconds a request."""
         return self.median(lambda one: cpu(one.usage) / max(1, one.load.requests) * 1e6)
+
+    def cost_over(self, other: Rounds) -> float:
+        """The proxy's CPU a request as a multiple of another's in the same round, since machines change speed."""
+        costs = [one.cost / other_one.cost for one, other_one in zip(self._all, other._all, strict=True)]
+        return statistics.median(costs)
 
     def latencies(self) -> str:
         """Two cells: p50 and p99."""
@@ -224,11 +236,10 @@ def measure_cost(plan: Plan, floats: int, report: Report) -> None:
         )
     report.say()
     most, most_of_nginx = BARS[floats]
-    yardstick = rounds["nginx"].per_request(lambda used: used.proxy)
     for name in plan.carpools:
-        cost = rounds[name].per_request(lambda used: used.proxy)
+        cost, times = rounds[name].median(attrgetter("cost")), rounds[name].cost_over(rounds["nginx"])
         report.judge(f"{name}, CPU per request at {floats} floats", cost, most, " us")
-        report.judge(f"{name}, nginx's at {floats} floats", cost / yardstick, most_of_nginx, " x")
+        report.judge(f"{name}, nginx's at {floats} floats", times, most_of_nginx, " x")
 
 
 def measure_capacity(plan: Plan, report: Report) -> None:
