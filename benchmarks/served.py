@@ -8,6 +8,8 @@ the measured mean has beyond the simulated one is the overhead of the path: HTTP
 
     python benchmarks/served.py [--slots 1] [--policy adaptive] [--rounds 3] [--seconds 20] [--requests 8000]
 
+The table goes to benchmarks/results/served.md as well.
+
 Rounds alternate between the loads, so that a machine whose speed drifts treats all alike. A round lasts
 `--seconds` or `--requests`, whichever is less. Rounds in which the generator itself was late, or others used
 the machine, are left out of the medians.
@@ -33,6 +35,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.device import Cost, run_precisely
 from benchmarks.gain import Server, cpu_of_everyone, serve
+from benchmarks.machine import describe_machine, describe_run
 from benchmarks.open_loop import Pool, percentile, poisson, send_load
 from benchmarks.scheduler import simulator
 from carpool.core.limits import Limits
@@ -52,6 +55,7 @@ START_SECONDS = 30.0
 LATE_MS = 10.0
 # A round counts if nobody else used more than this: server, generator and device need 0.7 of two cores.
 OTHERS_CORES = 0.3
+RESULTS = Path(__file__).parent / "results" / "served.md"
 QUIET_SECONDS = 60.0  # how long to wait before a round for the machine to be that quiet
 
 
@@ -278,21 +282,21 @@ def median_of(rounds: Sequence[Round]) -> Round:
     )
 
 
-def report(plan: Plan, rounds: Mapping[float, Sequence[Round]]) -> None:
-    """Print the table."""
-    print(
+def table(plan: Plan, rounds: Mapping[float, Sequence[Round]]) -> Iterator[str]:
+    """The lines of the table."""
+    yield (
         "| load | texts/s | texts a round | rounds | mean ms | p50 | p99 | simulated mean | overhead ms "
         "| batch size | simulated | sent late, mean | p99 | device: idle p50 | late p99 "
         "| cores: server | generator | device | others |"
     )
-    print("|" + " --- |" * 19)
+    yield "|" + " --- |" * 19
     for load, all_of_it in rounds.items():
         good = [one for one in all_of_it if one.counts]
         row = median_of(good or all_of_it)
         overhead = statistics.median(one.mean - one.simulated for one in good or all_of_it)
         note = "" if good else " (disturbed)"
         note += f" ({row.failed:.0f} failed)" if row.failed else ""
-        print(
+        yield (
             f"| {load:.0%}{note} | {plan.saturation * load:.0f} | {row.requests:.0f} "
             f"| {len(good)} of {len(all_of_it)} | {row.mean:.2f} | {row.p50:.2f} | {row.p99:.2f} "
             f"| {row.simulated:.2f} | {overhead:.2f} | {row.batch_size:.2f} | {row.simulated_batch_size:.2f} "
@@ -327,20 +331,27 @@ def read_plan() -> Plan:
 
 
 def main() -> None:
-    """Calibrate, measure, print."""
+    """Calibrate, measure, write."""
     plan = read_plan()
+    machine = describe_machine()
     served, direct = measure_no_op(plan)
     with run_both(plan, plan.a_ms, plan.c_ms) as running:
         sizes, cost = calibrate(running.device)
         rounds = measure_loads(plan, running, cost)
-    print(
-        f"{plan.policy}; {plan.slots} slots; {plan.a_ms:g} + {plan.c_ms:g}·b ms, which saturates at "
-        f"{plan.saturation:.0f} texts/s; medians of {plan.rounds} rounds\n"
-    )
     measured = ", ".join(f"{size}: {seconds * 1000:.2f}" for size, seconds in sizes.items())
-    print(f"S(b) at the device, ms: {measured}; fitted {cost.a * 1000:.2f} + {cost.c * 1000:.3f}·b")
-    print(f"A no-op takes {served * 1000:.2f} ms through the server, {direct * 1000:.2f} ms directly\n")
-    report(plan, rounds)
+    text = "\n".join(
+        [
+            "# The real server against the simulation\n",
+            f"{describe_run()}; {machine}\n",
+            f"`{plan.policy}`; {plan.slots} slots; {plan.a_ms:g} + {plan.c_ms:g}·b ms, which saturates at "
+            f"{plan.saturation:.0f} texts/s; medians of {plan.rounds} rounds.\n",
+            f"- S(b) at the device, ms: {measured}; fitted {cost.a * 1000:.2f} + {cost.c * 1000:.3f}·b",
+            f"- A no-op takes {served * 1000:.2f} ms through the server, {direct * 1000:.2f} ms directly\n",
+            *table(plan, rounds),
+        ]
+    )
+    print(text)
+    RESULTS.write_text(text + "\n")
 
 
 if __name__ == "__main__":

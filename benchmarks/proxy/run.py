@@ -70,7 +70,7 @@ class Plan:
     """What is measured, and for how long. `carpools` maps a name to the interpreter that runs it."""
 
     rounds: int
-    seconds: float
+    seconds: int
     tries: int  # of a round that others disturb
     connections: int
     soak: int  # requests
@@ -115,7 +115,7 @@ class Rounds:
         return self.median(lambda one: cpu(one.usage) / max(1, one.load.requests) * 1e6)
 
     def cost_over(self, other: Rounds) -> float:
-        """The proxy's CPU a request as a multiple of another's in the same round, since machines change speed."""
+        """The proxy's CPU a request as a multiple of another's in the same round: machines change speed."""
         costs = [one.cost / other_one.cost for one, other_one in zip(self._all, other._all, strict=True)]
         return statistics.median(costs)
 
@@ -351,7 +351,9 @@ def describe(plan: Plan, report: Report) -> None:
         "CPU is user + system, to 10 ms a round."
     )
     names = ", ".join(
-        f"{name} ({python})" for name, python in plan.carpools.items() if python != sys.executable
+        f"{name} ({os.path.relpath(python)})"
+        for name, python in plan.carpools.items()
+        if python != sys.executable
     )
     if names:
         report.say(f"\nBeside the carpool of this checkout: {names}.")
@@ -361,7 +363,7 @@ def read_plan() -> Plan:
     """The plan that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=int, default=5, help="whole ones, as wrk wants them")
     parser.add_argument("--tries", type=int, default=4, help="of a round that others disturb")
     parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="one round of two seconds, to see that it works")
