@@ -76,5 +76,6 @@ def _of(processes: Sequence[psutil.Process]) -> float:
 
 
 def _of_machine() -> float:
+    """With what the host of a virtual machine took for its other guests while this one would have run."""
     times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system)
+    return float(times.user + times.nice + times.system + getattr(times, "steal", 0.0))
