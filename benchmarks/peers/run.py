@@ -14,6 +14,9 @@ with resnet18 also 1,000 users, for none of whom carpool may fail. Rounds altern
 which only one is awake at a time, and medians are compared. A few answers are first compared with carpool's.
 CPU is of all processes of a server, for each good answer.
 
+`build/compiled/bin/python benchmarks/peers/run.py noop` (after `make test-compiled`, with psutil installed
+there) measures carpool with its compiled core.
+
 The first run installs the peers into build/peers/ (a few minutes). The table goes to
 benchmarks/results/peers_CASE.md as well, with --quick (one round of 2 s) only to the terminal.
 """
@@ -51,6 +54,7 @@ from benchmarks.peers.servers import (
     run,
 )
 from carpool.bench.run import Plan
+from carpool.core import scheduler
 
 SHARES = (0.1, 0.5, 0.9)
 PATIENCE = 10.0  # seconds that the last answers of a load are waited for
@@ -287,10 +291,15 @@ def describe(case: Case, rounds: int, seconds: float, report: Report) -> None:
     report.say(f"# carpool as a model server against its peers: {case.name}\n")
     report.say(f"{describe_run()}\n")
     report.say(
-        f"{describe_machine()}. The load generator shares the cores. "
+        f"{describe_machine()}. {_how_carpool_runs()} The load generator shares the cores. "
         f"Medians of {rounds} rounds of {seconds:g} s. "
         f"Batches of at most {BATCH}; peers may wait {case.wait_ms} ms for more.\n"
     )
+
+
+def _how_carpool_runs() -> str:
+    is_compiled = not str(scheduler.__file__).endswith(".py")
+    return "carpool with its compiled core." if is_compiled else "carpool in plain Python."
 
 
 def main() -> None:

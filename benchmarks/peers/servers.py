@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+import carpool
 from benchmarks.peers.cases import BATCH, Case, Question
 from benchmarks.peers.model import SENTENCE_TRANSFORMER
 
@@ -40,6 +41,8 @@ _WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa5
 # So that none of them looks for a newer model, or reports that it was used.
 _PRIVATE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))
+# The carpool of this Python, which may be another than that of this checkout: a compiled one.
+_OWN_PATHS = os.pathsep.join((str(ROOT), str(Path(carpool.__file__).parents[1])))
 
 TORCH = "torch==2.13.0"  # without the version pip would fetch several GB of CUDA
 # What a model needs in the environment of whoever runs it.
@@ -251,10 +254,11 @@ def run(peer: Peer, case: Case) -> Iterator[Server]:
     port = _free_port()
     command = [str(peer.python), *(part.replace("{port}", str(port)) for part in peer.command)]
     command = [str(ROOT / part) if part.endswith("_server.py") else part for part in command]
+    paths = PATHS if peer.environment else _OWN_PATHS
     settings = {"MODEL": peer.model, "BATCH": str(peer.batch), "WAIT_MS": str(case.wait_ms), **_PRIVATE}
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/log", "w+b") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": PATHS} | settings, stdout=log, stderr=log
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": paths} | settings, stdout=log, stderr=log
         )
         url = f"http://127.0.0.1:{port}{peer.path}"
         server = Server(peer.name, url, peer.model, peer.dialect, psutil.Process(process.pid))
