@@ -28,6 +28,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.sentences import sentences
 
+from benchmarks.machine import cpu_of_everyone
+
 
 @dataclass(frozen=True)
 class Round:
@@ -110,12 +112,6 @@ def cpu_of(server: Server) -> float:
     """CPU seconds of the server, its worker and this process."""
     processes = [psutil.Process(), server.process, *server.process.children(recursive=True)]
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
-
-
-def cpu_of_everyone() -> float:
-    """CPU seconds of the whole machine, with what its host took from it for others."""
-    times = psutil.cpu_times()
-    return float(times.user + times.system + getattr(times, "steal", 0.0))
 
 
 def report(label: str, rounds: Sequence[Round]) -> Round:

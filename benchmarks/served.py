@@ -34,8 +34,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.device import Cost, run_precisely
-from benchmarks.gain import Server, cpu_of_everyone, serve
-from benchmarks.machine import describe_machine, describe_run
+from benchmarks.gain import Server, serve
+from benchmarks.machine import cpu_of_everyone, describe_machine, describe_run
 from benchmarks.open_loop import Pool, percentile, poisson, send_load
 from benchmarks.scheduler import simulator
 from carpool.core.limits import Limits

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from benchmarks.machine import cpu_of_everyone
+
 OTHERS_CORES = 0.15  # a run in which others used more of the machine than this is not taken at its word
 QUIET_SECONDS = 15.0  # how long to wait for the machine to be that quiet
 
@@ -53,7 +55,7 @@ class Meter:
         ours = resource.getrusage(resource.RUSAGE_SELF)
         commands = resource.getrusage(resource.RUSAGE_CHILDREN)
         load = ours.ru_utime + ours.ru_stime + commands.ru_utime + commands.ru_stime
-        return time.monotonic(), _of_machine(), _of(self._proxy), _of(self._upstream), load
+        return time.monotonic(), cpu_of_everyone(), _of(self._proxy), _of(self._upstream), load
 
 
 def wait_for_quiet() -> None:
@@ -73,9 +75,3 @@ def resident_bytes(processes: Sequence[psutil.Process]) -> int:
 
 def _of(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-def _of_machine() -> float:
-    """With what the host of a virtual machine took for its other guests while this one would have run."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + getattr(times, "steal", 0.0))

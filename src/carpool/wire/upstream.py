@@ -19,6 +19,7 @@ from carpool.errors import (
     BatchRefused,
     BatchTooLarge,
     CarpoolError,
+    NotAllowed,
     Overloaded,
     Unavailable,
     Unreachable,
@@ -97,11 +98,15 @@ def cannot(call: Call, dialect: str, operations: Iterable[str]) -> Unsupported:
     )
 
 
-def decode_refusal(status: int, body: Body, retry_after: int | None = None) -> CarpoolError:
-    """What an upstream's refusal means for the callers in the batch."""
+def decode_refusal(
+    status: int, body: Body, retry_after: int | None = None, is_callers_own: bool = False
+) -> CarpoolError:
+    """What an upstream's refusal means for the callers in the batch, and whether for their credentials."""
     words = words_of(body)
     message, detail = f"the upstream answered {status}", words[:_QUOTED]
     match status:
+        case 401 | 403 if is_callers_own:
+            return NotAllowed(message, detail, status)
         case 413 if "Input validation error" in words:  # TEI before 1.9 says so of one text that is too long
             return BatchRefused(message, detail)
         case 413:

@@ -22,15 +22,7 @@ from carpool.backends.http.pool import CannotConnect, Pool
 from carpool.backends.http.reply import TOKENS, Response
 from carpool.backends.http.target import Target
 from carpool.core.replica import Capacity
-from carpool.errors import (
-    BackendError,
-    BadInput,
-    BatchTooLarge,
-    CarpoolError,
-    NotAllowed,
-    Unavailable,
-    Unreachable,
-)
+from carpool.errors import BackendError, BadInput, BatchTooLarge, CarpoolError, Unavailable, Unreachable
 from carpool.wire.base import JSON, EncodedJson
 from carpool.wire.call import EMBED, Call
 from carpool.wire.counting import CountedBody
@@ -196,10 +188,8 @@ class HttpBackend:
 
     def _refusal(self, response: Response, prepared: Prepared) -> CarpoolError:
         """The error of a reply that is not 200, from which something may be learned."""
-        if prepared.is_callers_own and response.status in (401, 403):
-            words = words_of(response.body)
-            return NotAllowed(f"the upstream answered {response.status}", words, response.status)
-        error = decode_refusal(response.status, response.body, _seconds(response.headers.get("retry-after")))
+        retry_after = _seconds(response.headers.get("retry-after"))
+        error = decode_refusal(response.status, response.body, retry_after, prepared.is_callers_own)
         if isinstance(error, BatchTooLarge):
             self._learn_limit(named_limit(words_of(response.body)))
         if isinstance(error, Unreachable | Unavailable):

@@ -17,9 +17,8 @@ from carpool.backends.http.reply import NO_HEADERS, ReplyParser, Response, read_
 from carpool.errors import BackendError, CarpoolError, Unreachable
 from carpool.wire.counting import CountedBody
 
-_HEAD_BYTES = (
-    16_384  # as much as a reply with one vector of 1024 numbers, which so takes one read; a copy of it is cheap
-)
+# A reply with one vector of 1024 numbers is no more, and so takes one read. What it holds of a body is copied.
+_HEAD_BYTES = 16_384
 _CHUNK_BYTES = 65_536  # read at a time in the ordinary way
 _KEPT_BYTES = 2 * 1024**2  # of a body's memory between two replies: 32 vectors of 4096 numbers are 1.4 MB
 _OWN_REFERENCES = 3  # to an object in an attribute and a variable, as `sys.getrefcount` counts them
@@ -43,8 +42,8 @@ class Connection(asyncio.BufferedProtocol):
         self._is_early = False  # whether the reply has begun before the request had left
         self._parser: ReplyParser | None = None  # while a reply is read in the ordinary way
         self._body: CountedBody | None = None  # while a plain reply's body is read
-        self._last_body = CountedBody()
         self._headers = NO_HEADERS  # of that reply
+        self._last_body = CountedBody()  # which the next reply may be read into
         self._head_buffer = memoryview(bytearray(_HEAD_BYTES))
         self._buffer = self._head_buffer  # where the next bytes go, from `_filled` on
         self._filled = 0
@@ -155,15 +154,16 @@ class Connection(asyncio.BufferedProtocol):
         Replies of full batches are about as long, and to get and clear new memory for each costs more than to
         read it.
         """
+        if length > _KEPT_BYTES:
+            return CountedBody(length)
         body = self._last_body
-        if sys.getrefcount(body) > _OWN_REFERENCES or length > _KEPT_BYTES:
-            body = CountedBody(length)
-        elif length > len(body):
+        if sys.getrefcount(body) > _OWN_REFERENCES:
+            body = self._last_body = CountedBody(length)
+            return body
+        if length > len(body):
             body.extend(bytes(length - len(body)))
         else:
             del body[length:]
-        if length <= _KEPT_BYTES:
-            self._last_body = body
         body.forget()
         return body
 
