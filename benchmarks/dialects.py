@@ -6,7 +6,7 @@ In front of a synthetic upstream that answers in no time (benchmarks/device.py),
 next text when they have the vector of the last. What is compared is the CPU time of carpool's process a
 request, with that of the native route in the same round, as a processor's speed changes with what else runs on
 it; what counts is the median of the rounds. The bar is 1.5 for OpenAI and KServe V2. Base64 and binary tensors
-parse every float, which the others never do: with numpy and pysimdjson, where those are installed.
+parse every float, which the others never do: with the extra `floats`, where that is installed.
 
 It needs Debian's `wrk`, and two cores. The table goes to benchmarks/results/dialects.md as well.
 """
@@ -103,8 +103,8 @@ def describe(arguments: argparse.Namespace) -> list[str]:
 
 def how_floats_are_read() -> str:
     """By what is installed here, which is what carpool is run with."""
-    is_fast = all(importlib.util.find_spec(name) for name in ("numpy", "simdjson"))
-    return "all at once with simdjson and numpy." if is_fast else "one by one: simdjson or numpy is missing."
+    missing = [name for name in ("numpy", "pybase64", "simdjson") if not importlib.util.find_spec(name)]
+    return f"without {' and '.join(missing)}." if missing else "with numpy, pybase64 and simdjson."
 
 
 def rows(costs: dict[str, list[float]]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -62,3 +64,22 @@ def test_a_vector_that_brings_its_own_bytes_is_not_read() -> None:
     assert float32(vector) == struct.pack("<2f", 1, 2)
     vector.floats = b"as it is"
     assert float32(vector) == b"as it is"
+
+
+@pytest.fixture(params=["pybase64", "msgspec"])
+def quoting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With pybase64 installed, and without."""
+    if request.param == "pybase64":
+        pytest.importorskip("pybase64")
+    else:
+        monkeypatch.setitem(sys.modules, "pybase64", None)
+    floats._quoted.cache_clear()
+    yield
+    floats._quoted.cache_clear()
+
+
+@pytest.mark.usefixtures("quoting")
+def test_base64_is_a_json_string_of_the_float32() -> None:
+    """As OpenAI's clients decode it."""
+    written = json.loads(floats.base64(b"[0.5,-2,3]"))
+    assert base64.b64decode(written, validate=True) == struct.pack("<3f", 0.5, -2, 3)

@@ -145,6 +145,8 @@ def test_kserve_unpacks_binary_texts_and_packs_vectors() -> None:
     assert reply.body[length:] == struct.pack("<4f", 1, 2, 3, 4)
     with pytest.raises(BackendError, match="not of one length"):
         ask.answer((b"[1,2]", b"[3]"), Times(0, 0))
+    other = binary_ask(b"\1\0\0\0x\2\0\0\0yz", {"parameters": {"binary_data_output": True}}, shape=[2, 1])
+    assert [json.loads(item) for item in other.items] == ["x", "yz"]  # though all the JSON is the same
     outputs = [{"name": "embedding", "parameters": {"binary_data": False}}]
     own = binary_ask(b"\1\0\0\0a", {"parameters": {"binary_data_output": True}, "outputs": outputs})
     assert own.answer is None

@@ -20,7 +20,12 @@ from carpool.wire.terms import Terms
 _MOST_HEADS = 2048
 _LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
 
+# Of replies that begin alike, while uvicorn's own headers stay the same: for a second. Only a dialect whose
+# headers tell times has more.
+_MOST_FRAMES = 256
+
 Headers = list[tuple[bytes, bytes]]
+Frame = tuple[bytes, bytes]  # a response's head, up to its content length and from there on
 
 
 class Head(NamedTuple):
@@ -40,7 +45,7 @@ class Lane:
         self.routes = {route.path.encode(): route for route in routes}
         self.heads: dict[bytes, Head] = {}
         self._defaults: Headers = []
-        self._plain = b"", b""
+        self._frames: dict[tuple[int, bool, str, tuple[tuple[str, str], ...]], Frame] = {}
 
     def learn(self, block: bytes, head: Head) -> None:
         """Know a head by its bytes from now on."""
@@ -56,12 +61,15 @@ class Lane:
         self._responses[path, reply.status] += 1
         if transport.is_closing():
             return
-        pieces = reply.pieces
-        if defaults is not self._defaults:
+        if defaults is not self._defaults or len(self._frames) > _MOST_FRAMES:
             self._defaults = defaults
-            self._plain = _frame(Reply(200, ()), True, defaults)
-        is_plain = reply.status == 200 and keep_alive and not reply.headers
-        before, after = self._plain if is_plain else _frame(reply, keep_alive, defaults)
+            self._frames.clear()
+        kind = reply.status, keep_alive, reply.content_type, reply.headers
+        frame = self._frames.get(kind)
+        if frame is None:
+            frame = self._frames[kind] = _frame(reply, keep_alive, defaults)
+        before, after = frame
+        pieces = reply.pieces
         length = 0
         for piece in pieces:  # there are a few of them, for which a `sum` takes longer
             length += len(piece)
@@ -70,8 +78,8 @@ class Lane:
             transport.close()
 
 
-def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> tuple[bytes, bytes]:
-    """A response's head, up to its content length and from there on; in the order of the ASGI lane."""
+def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> Frame:
+    """In the order of the ASGI lane."""
     lines = [name + b": " + value + b"\r\n" for name, value in defaults]
     lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
     close = "" if keep_alive else "connection: close\r\n"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace as replace_fields
 
 from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput, CarpoolError, Overloaded, TimedOut
@@ -26,6 +27,9 @@ _DEEPEST = 8  # dimensions of a tensor
 _EXPECTED = '{"inputs": [{"name": NAME, "shape": [n, ...], "datatype": TYPE, "data": [...]}]}'
 _NUMERIC = list(dict.fromkeys(["FP32", *tensors.TYPES]))  # the usual one first
 _NOTHING = (b"", b"null")
+# So many heads of bodies are known by their bytes, and of answers by what they tell, as clients repeat them.
+_MOST_AGAIN = 1024
+_LONGEST_AGAIN = 1024  # bytes
 _SHARES = {1: WEIGHTS["high"], 2: WEIGHTS["normal"]}  # by Triton's `priority`, of which 1 is the highest
 
 
@@ -68,7 +72,7 @@ _LIST = msgspec.json.Decoder(list[Any])
 
 
 # Rows of numbers, and the shape that each has.
-_Rows = tuple[list[bytes], tuple[int, ...]]
+_Rows = tuple[Sequence[EncodedJson], tuple[int, ...]]
 
 
 class _Form(NamedTuple):
@@ -85,8 +89,8 @@ class _Form(NamedTuple):
 
 def _cut_vectors(results: Sequence[EncodedJson]) -> _Rows:
     """Each without its brackets; they are known to be lists of numbers."""
-    rows = [bytes(result)[1:-1] for result in results]
-    return rows, (rows[0].count(b",") + 1,)
+    rows = [result[1:-1] for result in results]
+    return rows, (bytes(rows[0]).count(b",") + 1,)
 
 
 def _pack_vectors(results: Sequence[EncodedJson]) -> _Rows:
@@ -138,7 +142,7 @@ def _by_head(model: str, takes_numbers: bool, route: Route, headers: Mapping[str
 
 
 def _decode(model: str, takes_numbers: bool, body: bytes) -> Ask:
-    return _ask(model, takes_numbers, decode_json(_BODY, body, _EXPECTED), b"")
+    return _read(_understand(model, takes_numbers, body), b"")
 
 
 def _decode_binary(model: str, takes_numbers: bool, length: int, body: bytes) -> Ask:
@@ -147,11 +151,26 @@ def _decode_binary(model: str, takes_numbers: bool, length: int, body: bytes) ->
         text = msgspec.json.encode(binary.read_text(body))
         return Ask((text,), answer=partial(_answer_binary, model, None, _TEXTS))
     written, behind = binary.split(body, length)
-    return _ask(model, takes_numbers, decode_json(_BODY, written, _EXPECTED), behind)
+    understand = _understand_again if length <= _LONGEST_AGAIN else _understand
+    return _read(understand(model, takes_numbers, written), behind)
 
 
-def _ask(model: str, takes_numbers: bool, asked: _Body, behind: bytes) -> Ask:
-    """What a body asks for, with the bytes behind its JSON."""
+class _Question(NamedTuple):
+    """What a body asks for, but for its tensor's elements, which `read` finds; `ask` has no items yet."""
+
+    tensor: _Input
+    read: Callable[[_Input, bytes], tuple[bytes, ...]]
+    ask: Ask
+
+
+def _read(question: _Question, behind: bytes) -> Ask:
+    """The question with its items, of which some may be in the bytes behind its JSON."""
+    return replace_fields(question.ask, items=question.read(question.tensor, behind))
+
+
+def _understand(model: str, takes_numbers: bool, written: bytes) -> _Question:
+    """What a body's JSON asks for."""
+    asked = decode_json(_BODY, written, _EXPECTED)
     if len(asked.inputs) != 1:
         raise BadInput(f"expected 1 input, got {len(asked.inputs)}", f"expected {_EXPECTED}")
     tensor = asked.inputs[0]
@@ -159,14 +178,19 @@ def _ask(model: str, takes_numbers: bool, asked: _Body, behind: bytes) -> Ask:
     form, read = (_NUMBERS, _numbers) if is_numbers else (_TEXTS, _texts)
     given = asked.parameters or _Parameters()
     is_binary = _wants_binary(asked.outputs, given.binary_data_output, form)
-    return Ask(
-        read(tensor, behind),
+    ask = Ask(
+        (),
         group=INFER if is_numbers else None,
         encode=partial(_encode, model, asked.id, form),
         answer=partial(_answer_binary, model, asked.id, form) if is_binary else None,
         weight=_SHARES.get(given.priority, WEIGHTS["low"]) if given.priority else None,
         timeout=given.timeout / 1e6 if given.timeout else None,
     )
+    return _Question(tensor, read, ask)
+
+
+# The JSON in front of binary tensors is the same for every text of one length.
+_understand_again = lru_cache(_MOST_AGAIN)(_understand)
 
 
 def _wants_binary(outputs: Sequence[_Output] | None, is_usual: bool, form: _Form) -> bool:
@@ -238,12 +262,19 @@ def _answer_binary(
     return Reply(200, (head, *rows), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
 
 
-def _encode_head(model: str, number: str | None, form: _Form, shape: Sequence[int]) -> bytes:
+def _encode_head(model: str, number: str | None, form: _Form, shape: tuple[int, ...]) -> bytes:
     """All that is in front of the output's data, or of where they are."""
+    before, after = _encode_around(model, form, shape)
+    return before + after if number is None else b'%b,"id":%b%b' % (before, msgspec.json.encode(number), after)
+
+
+@lru_cache(_MOST_AGAIN)
+def _encode_around(model: str, form: _Form, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """What is in front of the `id` that the caller gave, and what is behind it."""
     encode = msgspec.json.encode
-    echo = b"" if number is None else b',"id":' + encode(number)
-    head = b'{"model_name":%b,"model_version":"1"%b,"outputs":[{"name":%b,"datatype":"FP32","shape":%b'
-    return head % (encode(model), echo, encode(form.output), encode(shape))
+    before = b'{"model_name":%b,"model_version":"1"' % encode(model)
+    after = b',"outputs":[{"name":%b,"datatype":"FP32","shape":%b' % (encode(form.output), encode(shape))
+    return before, after
 
 
 def encode_server(version: str) -> Reply:

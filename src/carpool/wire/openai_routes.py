@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from carpool.errors import BadInput, CallerError, CarpoolError, NotFound, Overloaded
+from carpool.wire import floats
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, decode_json, error_headers, json_reply
 from carpool.wire.call import Call
 from carpool.wire.counting import count_tokens
-from carpool.wire.floats import float32
 from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, is_blank, items_of, some
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
@@ -79,7 +79,7 @@ def _encode(
     for place, vector in enumerate(results):
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
-        pieces.append(msgspec.json.encode(float32(vector)) if base64 else vector)
+        pieces.append(floats.base64(vector) if base64 else vector)
     tokens = count_tokens(items, results)
     usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
     pieces += (b'}],"model":', msgspec.json.encode(model), usage)
