@@ -19,7 +19,16 @@ from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput, CarpoolError, Overloaded, TimedOut
 from carpool.wire import kserve_v2_binary as binary
 from carpool.wire import kserve_v2_tensors as tensors
-from carpool.wire.base import Ask, EncodedJson, Reply, Route, Times, decode_json, error_headers, json_reply
+from carpool.wire.base import (
+    Ask,
+    EncodedJson,
+    Reply,
+    Route,
+    Times,
+    decode_json,
+    error_headers,
+    json_reply,
+)
 from carpool.wire.call import INFER
 
 _BYTES = "BYTES"
@@ -37,6 +46,9 @@ class _Parameters(msgspec.Struct):
     priority: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: the usual one
     timeout: Annotated[int, msgspec.Meta(ge=0)] = 0  # microseconds; 0: none
     binary_data_output: bool = False
+
+
+_USUAL = _Parameters()
 
 
 class _InputParameters(msgspec.Struct):
@@ -156,7 +168,7 @@ def _decode_binary(model: str, takes_numbers: bool, length: int, body: bytes) ->
 
 
 class _Question(NamedTuple):
-    """What a body asks for, but for its tensor's elements, which `read` finds; `ask` has no items yet."""
+    """What a body asks for: `ask` has no items yet, `read` finds them."""
 
     tensor: _Input
     read: Callable[[_Input, bytes], tuple[bytes, ...]]
@@ -176,7 +188,7 @@ def _understand(model: str, takes_numbers: bool, written: bytes) -> _Question:
     tensor = asked.inputs[0]
     is_numbers = takes_numbers and tensor.datatype != _BYTES
     form, read = (_NUMBERS, _numbers) if is_numbers else (_TEXTS, _texts)
-    given = asked.parameters or _Parameters()
+    given = asked.parameters or _USUAL
     is_binary = _wants_binary(asked.outputs, given.binary_data_output, form)
     ask = Ask(
         (),
@@ -206,13 +218,12 @@ def _texts(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
     """Each text, as JSON."""
     if tensor.datatype != _BYTES:
         raise BadInput(f"input '{tensor.name}' is {tensor.datatype}", "this model takes texts: BYTES")
-    texts = binary.unpack_texts(behind) if _is_behind(tensor, behind) else _flat(tensor)
-    if not texts or not all(isinstance(text, str) and text for text in texts):
+    texts = binary.unpack_texts(behind) if _is_behind(tensor, behind) else _flat_texts(tensor)
+    if prod(tensor.shape) != len(texts) or not texts:
         raise BadInput(
-            f"input '{tensor.name}' is no list of texts", "expected at least one, none of them empty"
+            f"input '{tensor.name}' has {len(texts)} texts",
+            f"expected one at least, and the shape {tensor.shape}",
         )
-    if prod(tensor.shape) != len(texts):
-        raise BadInput(f"input '{tensor.name}' has {len(texts)} elements", f"expected the shape {tensor.shape}")
     return tuple([msgspec.json.encode(text) for text in texts])
 
 
@@ -236,11 +247,13 @@ def _is_behind(tensor: _Input, behind: bytes) -> bool:
     return size is not None
 
 
-def _flat(tensor: _Input) -> list[Any]:
-    """Row by row; it may be nested as deep as its shape is long."""
+def _flat_texts(tensor: _Input) -> list[Any]:
+    """Row by row; they may be nested as deep as the shape is long."""
     data = decode_json(_LIST, bytes(tensor.data), _EXPECTED)
     for _ in tensor.shape[1:]:
         data = [one for row in data for one in (row if isinstance(row, list) else (row,))]
+    if not all([isinstance(text, str) and text for text in data]):  # noqa: C419 - in half the time
+        raise BadInput(f"input '{tensor.name}' is no list of texts", "expected strings, none of them empty")
     return data
 
 
@@ -249,7 +262,11 @@ def _encode(
 ) -> Sequence[EncodedJson]:
     """All the rows in one flat array."""
     rows, shape = form.cut(results)
-    return (_encode_head(model, number, form, (len(rows), *shape)), b',"data":[', b",".join(rows), b"]}]}")
+    pieces: list[EncodedJson] = [_encode_head(model, number, form, (len(rows), *shape)), b',"data":[']
+    for row in rows:
+        pieces += (row, b",")
+    pieces[-1] = b"]}]}"
+    return pieces
 
 
 def _answer_binary(
