@@ -206,6 +206,19 @@ def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
     run(main())
 
 
+def test_a_worker_that_hangs_is_ended_in_time_also_where_its_own_child_lives_on() -> None:
+    """Which keeps the worker's end of the socket, so that the parent never reads its end."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {}, batch_timeout=0.3)
+        await backend.start(lambda: None)
+        with pytest.raises(Crashed, match=r"took more than 0\.3 s for a batch"):
+            await asyncio.wait_for(backend.run([b'"fork"', b'"hang"']), 2)
+        await backend.close()
+
+    run(main())
+
+
 def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
     """Ctrl-C reaches the whole process group; the worker must finish what was admitted."""
 

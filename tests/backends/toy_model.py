@@ -28,6 +28,9 @@ class Toy:
             os.kill(os.getpid(), signal.SIGKILL)
         if "sleep" in items:
             select.select([], [], [], 0.3)
+        if "fork" in items and os.fork() == 0:
+            select.select([], [], [], 3)
+            os._exit(0)
         if "hang" in items:
             signal.pause()
         if "grow" in items:

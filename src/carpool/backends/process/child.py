@@ -22,6 +22,8 @@ from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import Vector
 
+_AT_ONCE = 64 * 1024  # bytes to receive: a batch of short texts and its prefix come whole
+
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
 
@@ -48,15 +50,16 @@ class Link:
     def __init__(self, connection: socket.socket, memories: Sequence[Reader]) -> None:
         self._connection = connection
         self._memories = memories
+        self._received = b""  # of frames to come
 
     def read(self) -> tuple[frames.ToChild, memoryview] | None:
         """The next message and the items that belong to it; `None` once the parent has hung up."""
-        if (prefix := self._read(frames.PREFIX_BYTES)) is None:
+        if (prefix := self._take(frames.PREFIX_BYTES)) is None:
             return None
         length, payload = frames.lengths(prefix)
-        if (body := self._read(length)) is None or (items := self._read(payload)) is None:
+        if (body := self._take(length + payload)) is None:
             return None
-        message = frames.decode_to_child(body)
+        message, items = frames.decode_to_child(body[:length]), body[length:]
         if isinstance(message, frames.Run) and message.memory is not None:
             items = self._memories[message.memory].read(sum(message.sizes))
         return message, items
@@ -65,14 +68,22 @@ class Link:
         """A message to the parent."""
         self._connection.sendall(frames.encode(message))
 
-    def _read(self, length: int) -> memoryview | None:
-        """So many bytes, in memory of their own; `None` if the parent hangs up before."""
+    def _take(self, length: int) -> memoryview | None:
+        """So many of the bytes that come next; `None` if the parent hangs up before."""
+        received = self._received or self._connection.recv(_AT_ONCE)
+        taken = memoryview(received)[:length] if len(received) >= length else self._fill(received, length)
+        self._received = received[length:]
+        return taken
+
+    def _fill(self, received: bytes, length: int) -> memoryview | None:
+        """What was received of so many bytes, and the others, in memory of their own."""
         buffer = memoryview(bytearray(length))
-        read = 0
-        while read < length:
-            if not (count := self._connection.recv_into(buffer[read:])):
+        buffer[: len(received)] = received
+        filled = len(received)
+        while filled < length:
+            if not (count := self._connection.recv_into(buffer[filled:])):
                 return None
-            read += count
+            filled += count
         return buffer.toreadonly()
 
 
@@ -133,6 +144,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
+    if set(map(type, results)) == {bytes}:
+        return frames.Answer(number, list(results))  # type: ignore[arg-type]  # as was just seen
     are_vectors = any(isinstance(result, Vector) for result in results)
     vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
     return frames.Answer(

@@ -15,10 +15,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
+from carpool.backends.process.connection import Connection
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
@@ -54,17 +56,11 @@ _TWO_BATCHES = Capacity(in_flight=2)
 class Worker:
     """One live worker process and the connection to it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: Connection) -> None:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
-        self._reader = reader
-        self._writer = writer
+        self._connection = connection
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
@@ -77,7 +73,8 @@ class Worker:
                 pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        return cls(process, *await asyncio.open_connection(sock=ours))
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
+        return cls(process, connection)
 
     async def load(self, what: frames.Load) -> None:
         """Load the model. Raises what the worker says is wrong with it."""
@@ -91,14 +88,9 @@ class Worker:
 
     async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
-        if self._writer.is_closing():  # it has died, and a loop may refuse to write with an error of its own
-            raise self.crashed()
         try:
-            self._writer.writelines((frames.encode(message, sum(map(len, payload))), *payload))
-            await self._writer.drain()
-            length, _ = frames.lengths(await self._reader.readexactly(frames.PREFIX_BYTES))
-            return frames.decode_from_child(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            return await self._connection.ask(message, payload)
+        except ConnectionError as error:
             raise self.crashed() from error
 
     def crashed(self) -> Crashed:
@@ -115,7 +107,7 @@ class Worker:
 
     def hang_up(self) -> None:
         """Tell the worker to finish: it exits when it has nothing left to read."""
-        self._writer.close()
+        self._connection.hang_up()
 
     async def finish(self) -> None:
         """Hang up and wait for its end; a model that does not let go is not waited for long."""
@@ -135,6 +127,7 @@ class Worker:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
+        self._connection.abort()
 
 
 class ProcessBackend:
@@ -169,7 +162,7 @@ class ProcessBackend:
         self._trouble: str | None = "the model is not loaded yet"
         self._on_change: Callable[[], None] = lambda: None
         self._back_off = _FIRST_BACK_OFF
-        self._batches = 0
+        self._numbers = count(1)
         self._turn = asyncio.Lock()
         self._memories = (SharedMemory(), SharedMemory())  # of the batch that runs, and of the next
         self._free_memories: asyncio.Queue[int] = asyncio.Queue()
@@ -199,25 +192,12 @@ class ProcessBackend:
         """
         call = group if isinstance(group, Call) else None
         sizes = list(map(len, items))
-        async with self._brought(items, sum(sizes)) as memory, self._turn:
-            worker = await self._ready_worker()
-            self._batches += 1
-            number = self._batches
-            batch = frames.Run(number, sizes, call, memory)
-            try:
-                async with asyncio.timeout(self._batch_timeout):
-                    reply = await worker.ask(batch, items if memory is None else ())
-            except TimeoutError:
-                self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
-                raise worker.crashed() from None
-            except (asyncio.CancelledError, BackendError):
-                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
-                # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "died")
-                raise
-            self._back_off = _FIRST_BACK_OFF
-            self._end_if_grown(worker)
-            return _results(reply, number)
+        if shared.LEAST <= sum(sizes) <= shared.MOST:
+            self._take(_TWO_BATCHES)
+            async with self._brought(items) as memory:
+                return await self._run(frames.Run(next(self._numbers), sizes, call, memory))
+        self._take(_ONE_BATCH)
+        return await self._run(frames.Run(next(self._numbers), sizes, call), items)
 
     async def close(self) -> None:
         """Let the worker finish and wait until it has."""
@@ -233,14 +213,34 @@ class ProcessBackend:
         """Why there is no worker to run a batch."""
         return self._trouble
 
+    async def _run(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> list[Any]:
+        async with self._turn:
+            worker = await self._ready_worker()
+            overdue = self._overdue(worker)
+            try:
+                reply = await worker.ask(batch, payload)
+            except (asyncio.CancelledError, BackendError):
+                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
+                # wait for that one, and not fail on this one before its end is noticed.
+                self._end(worker, "died")
+                raise
+            finally:
+                if overdue is not None:
+                    overdue.cancel()
+            self._back_off = _FIRST_BACK_OFF
+            self._end_if_grown(worker)
+            return _results(reply, batch.number)
+
+    def _overdue(self, worker: Worker) -> asyncio.TimerHandle | None:
+        """What ends the worker if its batch takes too long."""
+        if self._batch_timeout is None:
+            return None
+        fate = f"took more than {self._batch_timeout:g} s for a batch"
+        return asyncio.get_running_loop().call_later(self._batch_timeout, self._end, worker, fate)
+
     @asynccontextmanager
-    async def _brought(self, items: Sequence[bytes], size: int) -> AsyncIterator[int | None]:
-        """The memory in which the worker finds a batch; `None` if it is to go through the socket."""
-        is_large = shared.LEAST <= size <= shared.MOST
-        self._take(_TWO_BATCHES if is_large else _ONE_BATCH)
-        if not is_large:
-            yield None
-            return
+    async def _brought(self, items: Sequence[bytes]) -> AsyncIterator[int]:
+        """The memory in which the worker finds a batch."""
         memory = await self._free_memories.get()
         writing = asyncio.ensure_future(asyncio.to_thread(self._memories[memory].write, items))
         try:
@@ -262,6 +262,8 @@ class ProcessBackend:
         """The worker that is there, or that will be there soon."""
         if self._worker is None:
             raise Unavailable("the model is not loaded yet", "call start() first")
+        if self._worker.done():
+            return self._worker.result()
         try:
             async with asyncio.timeout(self._batch_timeout):
                 return await asyncio.shield(self._worker)
