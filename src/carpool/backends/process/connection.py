@@ -8,22 +8,24 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeAlias, cast
 
 from carpool.backends.process import frames
+
+Reply: TypeAlias = "asyncio.Future[frames.FromChild]"
 
 
 class Connection(asyncio.Protocol):
     """The socket. Once it is lost, all that is asked fails with `ConnectionError`."""
 
     def __init__(self) -> None:
-        self._answers: deque[asyncio.Future[frames.FromChild]] = deque()
+        self._answers: deque[Reply] = deque()
         self._received = bytearray()
         self._transport: asyncio.Transport
 
-    def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> asyncio.Future[frames.FromChild]:
+    def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> Reply:
         """Send a message; the reply comes later. It counts as the next even if nobody waits for it any more."""
-        answer: asyncio.Future[frames.FromChild] = asyncio.get_running_loop().create_future()
+        answer: Reply = asyncio.get_running_loop().create_future()
         if self._transport.is_closing():  # a loop may refuse to write with an error of its own
             answer.set_exception(ConnectionResetError())
         else:
