@@ -206,6 +206,19 @@ def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
     run(main())
 
 
+def test_a_worker_that_hangs_is_ended_in_time_also_where_its_own_child_lives_on() -> None:
+    """Which keeps the worker's end of the socket, so that the parent never reads its end."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {}, batch_timeout=0.3)
+        await backend.start(lambda: None)
+        with pytest.raises(Crashed, match=r"took more than 0\.3 s for a batch"):
+            await asyncio.wait_for(backend.run([b'"fork"', b'"hang"']), 2)
+        await backend.close()
+
+    run(main())
+
+
 def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
     """Ctrl-C reaches the whole process group; the worker must finish what was admitted."""
 
@@ -324,6 +337,69 @@ def test_a_batch_that_is_given_up_leaves_the_worker_and_its_memory_to_the_next()
                 batch.cancel()
             await asyncio.wait(batches)
             assert texts_in(await backend.run(large("b"))) == ["b", "b"]
+        await backend.close()
+
+    run(main())
+
+
+def test_a_large_batch_is_prepared_while_the_one_before_it_runs() -> None:
+    """The first ends only when the second has been prepared."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:ahead", {})
+        await backend.start(lambda: None)
+        first, second = await asyncio.gather(*(backend.run(large(text)) for text in ("first", "second")))
+        assert json.loads(first[0]) == ["first", True]
+        assert texts_in(second) == ["second", "second"]
+        await backend.close()
+
+    run(main())
+
+
+def test_what_goes_wrong_in_preparing_is_the_fault_of_that_batch_alone() -> None:
+    """The one that runs meanwhile and the one after it are answered, by the same process."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:ahead", {})
+        await backend.start(lambda: None)
+        batches = (backend.run(large(text)) for text in ("sleep", "raise early", "b"))
+        one, failed, other = await asyncio.gather(*batches, return_exceptions=True)
+        assert (texts_in(one), texts_in(other)) == (["sleep", "sleep"], ["b", "b"])
+        assert isinstance(failed, BackendError)
+        assert str(failed.__cause__) == "early"
+        assert pid_in(other) == pid_in(one)
+        await backend.close()
+
+    run(main())
+
+
+def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody() -> None:
+    """Its answer is dropped, and its memory is not written before the worker is done with it."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:ahead", {})
+        await backend.start(lambda: None)
+        first, given_up, third = (
+            asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
+        )
+        await asyncio.sleep(0.1)
+        given_up.cancel()
+        assert texts_in(await first) == ["sleep", "sleep"]
+        assert texts_in(await third) == ["third", "third"]
+        await backend.close()
+
+    run(main())
+
+
+def test_a_model_that_exits_ends_its_worker_though_a_thread_waits_for_the_next_batch() -> None:
+    """As `sys.exit` does where nothing else runs."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:ahead", {})
+        await backend.start(lambda: None)
+        with pytest.raises(Crashed):
+            await asyncio.wait_for(backend.run(large("exit")), 20)
+        assert texts_in(await backend.run(large("b"))) == ["b", "b"]
         await backend.close()
 
     run(main())

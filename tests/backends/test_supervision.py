@@ -134,6 +134,24 @@ def test_an_input_that_ends_workers_is_named_and_its_companions_are_answered(
     run(main())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_input_that_kills_in_preparing_is_named_and_not_what_ran_meanwhile(count: int) -> None:
+    """Whichever of the two was blamed first: what is run again is alone at its worker."""
+
+    async def main() -> None:
+        backends = [ProcessBackend("toy_model:ahead", {}, Place(f"worker-{each}")) for each in range(count)]
+        async with batching(*backends, most=2) as batcher:
+            long = " " * shared.LEAST
+            texts = ["sleep", f"a{long}", "die early", f"b{long}", "sleep", f"c{long}", "sleep", f"d{long}"]
+            await ask(batcher, long)
+            answers = await ask(batcher, *texts)
+            error = answers.pop(2)
+            assert "this input kills the worker process" in str(error)
+            assert texts_in(answers) == [text for text in texts if text != "die early"]
+
+    run(main())
+
+
 def test_a_model_that_always_dies_is_an_outage_and_not_a_search_through_everybody() -> None:
     """32 callers cost a few processes, not 64, and are told; the server lives on."""
 

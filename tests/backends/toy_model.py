@@ -8,7 +8,9 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from carpool.errors import ModelError
@@ -28,6 +30,9 @@ class Toy:
             os.kill(os.getpid(), signal.SIGKILL)
         if "sleep" in items:
             select.select([], [], [], 0.3)
+        if "fork" in items and os.fork() == 0:
+            select.select([], [], [], 3)
+            os._exit(0)
         if "hang" in items:
             signal.pause()
         if "grow" in items:
@@ -42,6 +47,30 @@ class Toy:
         if "print" in items:
             os.write(1, b"models print\n")
         return [_vector() if item == "vector" else json.dumps([item, os.getpid()]).encode() for item in items]
+
+
+class Ahead(Toy):
+    """One that prepares, and does there as well what its input says."""
+
+    def __init__(self, device: str, most: int) -> None:
+        super().__init__(device, most)
+        self.is_next_prepared = threading.Event()
+
+    def prepare(self, items: Sequence[str]) -> Callable[[], list[bytes]]:
+        if "die early" in items:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "raise early" in items:
+            raise ValueError("early")
+        if "second" in items:
+            self.is_next_prepared.set()
+        return partial(self.run, items)
+
+    def run(self, items: Sequence[str]) -> list[bytes]:
+        if "first" in items:
+            return [json.dumps(["first", self.is_next_prepared.wait(20)]).encode()] * len(items)
+        if "exit" in items:
+            sys.exit(3)
+        return super().run(items)
 
 
 def _vector() -> Vector:
@@ -62,6 +91,10 @@ def load(refuse: bool = False, crash: bool = False, most: int = 1000, device: st
     if crash:
         sys.exit(3)
     return Toy(device, most)
+
+
+def ahead() -> Any:
+    return Ahead("cpu", 1000)
 
 
 def on_cpu() -> Any:

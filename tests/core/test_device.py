@@ -124,3 +124,13 @@ def test_one_slot_needs_no_judgement() -> None:
     """Where one batch is out at a time nothing can overlap."""
     scheduler, _ = drive("adaptive", 1, 500, 0.003)
     assert not scheduler._pool.replicas[0].device.serial
+
+
+def test_times_of_a_batch_that_went_ahead_count_from_the_end_of_the_one_before() -> None:
+    """Waiting there is not what it costs."""
+    device = Device()
+    device.declare(is_serial=True)
+    assert device.serial
+    taught(lambda sent, before: max(sent, before) + D, 60, device)
+    assert device.overlap == 0
+    assert abs(device.curve.predict(1.0) - D) < 1e-4

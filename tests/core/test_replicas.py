@@ -450,3 +450,36 @@ def test_without_any_replica_requests_are_told() -> None:
     scheduler.take_batch(0.0)
     scheduler.take_batch(5.0)
     assert isinstance(request.error, Unavailable)
+
+
+def test_a_full_batch_goes_ahead_shortly_before_the_end_of_the_one_that_runs() -> None:
+    """It would only wait here; what is not full may still grow, and waits for the end."""
+    scheduler = make(Capacity(in_flight=1, ahead=1), slots=4)
+    now = learn_speeds(scheduler, [0.1])
+    submit(scheduler, now, *range(8))
+    running = must_take(scheduler, now)
+    submit(scheduler, now, *range(7))
+    assert scheduler.take_batch(now + 0.09) is None  # one is missing
+    submit(scheduler, now + 0.04, "the eighth")
+    assert scheduler.take_batch(now + 0.04) is None  # there is time for somebody more urgent
+    wakeup = scheduler.next_wakeup()
+    assert wakeup is not None
+    ahead = must_take(scheduler, wakeup)
+    assert len(ahead) == 8
+    assert running.expected_at - wakeup < 0.5 * (running.expected_at - now)
+    submit(scheduler, wakeup, *range(8))
+    assert scheduler.take_batch(running.expected_at) is None  # one waits there, no more
+    scheduler.complete(running.expected_at, running, echo(running))
+    assert len(must_take(scheduler, ahead.expected_at)) == 8  # in the place of the one that ended
+
+
+def test_an_idle_replica_comes_before_going_ahead_at_a_busy_one() -> None:
+    """And what is not full waits for a slot, wherever that is."""
+    scheduler = make(*[Capacity(in_flight=1, ahead=1)] * 2, slots=4)
+    now = learn_speeds(scheduler, [0.1, 0.1])
+    submit(scheduler, now, *range(35))
+    running = take_all(scheduler, now)
+    assert sorted(batch.replica for batch in running) == [0, 1]
+    ahead = take_all(scheduler, running[0].expected_at)
+    assert sorted(batch.replica for batch in ahead) == [0, 1]
+    assert scheduler.waiting == 3

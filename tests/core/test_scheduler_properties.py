@@ -82,7 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.limits = Limits(slots, queue, queue_timeout)
         # The first takes anything, the others less and less.
-        self.capacities = [Capacity(), Capacity(1, 5, 9.0, 7), Capacity(2, 2)][:replicas]
+        self.capacities = [Capacity(), Capacity(1, 5, 9.0, 7), Capacity(1, 2, ahead=1)][:replicas]
         self.scheduler = Scheduler(self.policy, self.limits, self.capacities)
         self.bears = bears  # items that the backend can take at once
         self.now = 0.0
@@ -198,7 +198,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert statistics.in_flight == len(self.in_flight)
         for number, capacity in enumerate(self.capacities):
             there = [batch for batch in self.in_flight if batch.replica == number]
-            assert len(there) <= min(self.limits.max_in_flight, capacity.in_flight or len(there))
+            slots = capacity.ahead + (capacity.in_flight or len(there))
+            assert len(there) <= min(self.limits.max_in_flight, slots)
             if not any(batch.search for batch in there):
                 assert sum(map(len, there)) <= (capacity.items or self.items + 99)
         waiting = self.waiting()

@@ -70,6 +70,17 @@ def test_a_module_that_lacks_one_of_its_own_is_not_called_missing(tmp_path: Path
         load("needy:x", str(tmp_path))
 
 
+def test_batches_are_prepared_before_others_are_run() -> None:
+    """Each has its own inputs, and the errors of those in their places."""
+    served = load_object(own_models.Scale())
+    bodies = ([data([[1], [2]]), data([1, 2, 3])], [data("x"), data([[5], [6]])])
+    first, second = (served.prepare(items, INFER) for items in bodies)
+    (one, wrong), (other_wrong, two) = decoded(first()), decoded(second())
+    assert (one["twice"], two["twice"]) == ([[2], [4]], [[10], [12]])
+    assert isinstance(wrong, BadInput)
+    assert isinstance(other_wrong, BadInput)
+
+
 def test_arrays_are_read_checked_stacked_by_shape_and_written() -> None:
     """A wrong one is refused with the shape that is wanted, and fails nobody else."""
     model = own_models.Scale()

@@ -91,6 +91,16 @@ def test_compiled_networks_see_few_batch_sizes() -> None:
     assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
 
 
+@pytest.mark.parametrize("compiler", ["", "eager"])
+def test_batches_are_staged_before_others_are_run(compiler: str) -> None:
+    """Each is then run as if it had been given whole, without the rows that fill it up."""
+    network = TorchNetwork(tiny_torch.Tiny().eval(), tiny_torch.SHAPE, compiler=compiler)
+    staged = [network.stage(INPUTS[:3]), network.stage(INPUTS[3:])]
+    assert list(map(len, staged)) == [3, 2]
+    outputs = np.concatenate([network.run(each) for each in staged])
+    assert outputs == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+
+
 @pytest.mark.parametrize(("bf16", "compiler"), [("maybe", ""), ("", "gcc")])
 def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> None:
     """With what is."""

@@ -46,6 +46,7 @@ class Device:
         "_error_side_by_side",
         "_first_end",
         "_in_turn",
+        "_is_declared",
         "_last_end",
         "_overlap",
         "_side_by_side",
@@ -54,6 +55,7 @@ class Device:
 
     def __init__(self) -> None:
         self.serial = False
+        self._is_declared = False
         self._side_by_side = Curve()
         self._in_turn = Curve()
         self._overlap = 0.0  # none until it is known, and then only one batch is out at a time
@@ -77,6 +79,12 @@ class Device:
         """Seconds of a batch's time in which the device is free for another."""
         return self._overlap if self.serial else 0.0
 
+    def declare(self, is_serial: bool) -> None:
+        """It is known to be serial, with nothing beside it; or it is to be judged from now on."""
+        self._is_declared = is_serial
+        if is_serial:
+            self.serial, self._overlap, self._compared = True, 0.0, 0
+
     def learn(self, now: float, batch: Batch) -> bool:
         """A batch came back well; to be told before `ended`. Whether what is believed has changed.
 
@@ -84,6 +92,9 @@ class Device:
         """
         sent, cost = batch.taken_at, batch.cost
         if sent < self._first_end:
+            return False
+        if self._is_declared:
+            self._in_turn.learn(cost, now - max(sent, self._last_end))
             return False
         changed = self._compare(now, batch) if self._last_end > sent else False
         if self._in_turn.ready and self._last_end <= sent + self._overlap:  # it found the device idle

@@ -118,7 +118,7 @@ class Pool:
         self.look_again_at = inf
         if len(self.replicas) == 1:
             replica = self.replicas[0]
-            if replica.is_free(now):
+            if replica.is_free(now, is_full=True):  # whether it is, who asks will see
                 return replica
             if replica.is_up(now):
                 return None
@@ -150,7 +150,7 @@ class Pool:
         for replica in self.replicas:
             if not replica.is_up(now):
                 continue
-            is_free = replica.is_free(now)
+            is_free = replica.is_free(now, is_full=waiting >= replica.limit(self._size))
             if is_free and not replica.in_flight and now - replica.sent_at > _FORGOTTEN:
                 return replica
             share = min(1.0, replica.limit(self._size) / max(1, waiting))

@@ -15,6 +15,9 @@ from carpool.core.curve import Curve
 from carpool.core.device import Device
 
 _GROW_AFTER = 100  # batches without a complaint, until a size that was too large is approached by one
+# Of a batch's time a full one goes ahead, to wait there. Measured, a model of 11 ms and 64 users: 0.3 does as
+# many requests a second as 1 (21 % more than none), and leaves who is more urgent more time to come.
+_AHEAD = 0.3
 
 
 class Capacity(NamedTuple):
@@ -24,6 +27,7 @@ class Capacity(NamedTuple):
     batch_size: int | None = None  # items in a batch
     batch_cost: float | None = None  # what a batch may cost, in the unit in which requests are priced
     items: int | None = None  # in all batches in flight
+    ahead: int = 0  # full batches beyond `in_flight`, to wait there: it runs one after the other, and says so
 
 
 class Replica:
@@ -36,6 +40,7 @@ class Replica:
         "_since_complaint",
         "_size_cap",
         "_watches_device",
+        "ahead",
         "breaker",
         "budget",
         "device",
@@ -79,6 +84,8 @@ class Replica:
     def set_capacity(self, capacity: Capacity) -> None:
         """It has said what it takes."""
         self.slots = int(min(self._most_at_once, _or_inf(capacity.in_flight)))
+        self.ahead = min(capacity.ahead, self._most_at_once - self.slots)
+        self.device.declare(is_serial=self.ahead > 0)
         self.budget = _or_inf(capacity.batch_cost)
         self._batch_size = _or_inf(capacity.batch_size)
         self._most_items = _or_inf(capacity.items)
@@ -91,9 +98,10 @@ class Replica:
         """Whether batches may be sent to it at all."""
         return self.is_available and self.breaker.allows(now)
 
-    def is_free(self, now: float) -> bool:
-        """Whether a batch may be sent now, a slot being free."""
-        return len(self.in_flight) < self.slots and self.items < self._most_items and self.is_up(now)
+    def is_free(self, now: float, is_full: bool = False) -> bool:
+        """Whether a batch may be sent now. One that is full gains nothing here, so it may wait there."""
+        slots = self.slots + self.ahead if is_full else self.slots
+        return len(self.in_flight) < slots and self.items < self._most_items and self.is_up(now)
 
     def last_expected(self) -> float:
         """When the batch that left last is expected back."""
@@ -102,11 +110,12 @@ class Replica:
     def opens_at(self, full_cost: float | None) -> float:
         """When a serial device can do with another batch: one that leaves then finds it idle at last.
 
-        A batch that cannot grow, and will cost so much, may go ahead by one batch time: it would only wait.
+        A batch that cannot grow, and will cost so much, may go ahead by one batch time: it would only wait. By
+        less where a replica has said that it runs one after the other: there the ends are known well.
         """
         if not self.device.serial:
             return -inf
-        ahead = 0.0 if full_cost is None else self.curve.predict(full_cost)
+        ahead = 0.0 if full_cost is None else self.curve.predict(full_cost) * (_AHEAD if self.ahead else 1)
         return self.last_expected() - self.device.overlap - ahead
 
     def frees_in(self, now: float) -> float:
@@ -147,7 +156,7 @@ class Replica:
         self.breaker.succeeded()
         if batch.search is not None:
             self._size_cap = max(self._size_cap, len(batch))
-        elif self._watches_device:
+        elif self._watches_device or self.ahead:
             self.device.learn(now, batch)
         elif batch.number > 1:  # the first may be a cold start
             self.curve.learn(batch.cost, now - batch.taken_at)

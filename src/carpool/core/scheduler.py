@@ -174,6 +174,8 @@ class Scheduler:
             limit, budget = self._pool.limit(replica), self._pool.budget(replica)
             cost = lane.cost if lane.waiting <= limit else lane.cost * limit / lane.waiting
             is_full = lane.waiting >= limit or cost >= budget
+            if not is_full and not replica.is_free(now):
+                return None
             cost = min(cost, budget)
             if replica.device.serial and (opens := replica.opens_at(cost if is_full else None)) > now + _EARLY:
                 self._look_again(opens)
@@ -318,7 +320,7 @@ class Scheduler:
         """Take the next batch's items out of the queue; nothing, if all that waited came too late."""
         ready_at = now
         if self._has_deadlines and replica.curve.ready:
-            ready_at = now + _LATE * (replica.device.overlap + replica.curve.predict(cost))
+            ready_at = now + _LATE * (replica.frees_in(now) + replica.curve.predict(cost))
 
         def admit(request: Request) -> bool:
             return not self._drop_late(request, ready_at)

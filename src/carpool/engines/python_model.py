@@ -14,6 +14,7 @@ What it may have, all of it optional but one of the first three:
     collate(inputs)         inputs of one shape, to what `predict` takes
     cost(input)             a static method: what an input costs to run, as its caller sent it; see `pricing.py`
 
+`predict` is called from one thread, always the same; `preprocess` and `collate` for the next batch meanwhile.
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
 `AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
 """
@@ -25,7 +26,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
 from carpool.engines.imports import imported
@@ -35,6 +36,8 @@ from carpool.wire.call import EMBED, Call
 
 _MOST_THREADS = 8
 _OPERATIONS = {"infer": "predict", "embed": "embed", "rerank": "rerank"}
+# Inputs as `predict` takes them, and whose they are.
+_Group: TypeAlias = tuple[list[int], Any]
 _EXPECTED = (
     "expected an object with predict(inputs), embed(texts) or rerank(query, texts), or a function on a list"
 )
@@ -68,31 +71,38 @@ class PythonModel:
 
     def run(self, items: Sequence[Any], call: Call = EMBED) -> list[bytes | Exception]:
         """One JSON value for each item, or what is wrong with it."""
+        return self.prepare(items, call)()
+
+    def prepare(self, items: Sequence[Any], call: Call = EMBED) -> Callable[[], list[bytes | Exception]]:
+        """Make inputs of the items; the rest is what returns. Another batch may be run meanwhile."""
         if call.operation not in self._can:
             can = ", ".join(self._can)
             raise Unsupported(f"the model cannot {call.operation}", f"it can: {can}")
         parameters = dict(call.parameters)
         match call.operation:
             case "infer":
-                return self._infer(items)
+                return partial(self._infer, *self._inputs(items))
             case "embed":
-                return _embed(self._model.embed, items, parameters)
+                return partial(_embed, self._model.embed, items, parameters)
             case _:
-                return _rerank(self._model.rerank, str(parameters.get("query", "")), items)
+                return partial(_rerank, self._model.rerank, str(parameters.get("query", "")), items)
 
-    def _infer(self, items: Sequence[bytes | memoryview]) -> list[bytes | Exception]:
-        """Read each item, run those that could be read, and write each result."""
+    def _inputs(self, items: Sequence[bytes | memoryview]) -> tuple[list[Any], list[_Group]]:
+        """The errors of items that cannot be read, in their places, and the inputs that the others are."""
         # Threads cost more than they save where nothing but a little JSON is read.
         is_heavy = self._preprocess is not None or any(payload.unpack(item)[0] for item in items)
         inputs = self._each(self._read, items, is_heavy)
         places = [place for place, read in enumerate(inputs) if not isinstance(read, Exception)]
-        answers: list[Any] = list(inputs)
-        for group in self._groups(inputs, places):
-            made = _paired(self._predict([inputs[place] for place in group]), len(group))
-            for place, result in zip(group, made, strict=True):
-                answers[place] = result
-        written = self._each(self._write, [answers[place] for place in places], self._postprocess is not None)
-        for place, result in zip(places, written, strict=True):
+        groups = [(group, self._collated(inputs, group)) for group in self._groups(inputs, places)]
+        return [read if isinstance(read, Exception) else None for read in inputs], groups
+
+    def _infer(self, answers: list[Any], groups: Sequence[_Group]) -> list[bytes | Exception]:
+        """Run the inputs, and write a result into each one's place."""
+        made: dict[int, Any] = {}
+        for group, inputs in groups:
+            made.update(zip(group, _paired(self._model.predict(inputs), len(group)), strict=True))
+        written = self._each(self._write, list(made.values()), self._postprocess is not None)
+        for place, result in zip(made, written, strict=True):
             answers[place] = result
         return answers
 
@@ -123,9 +133,9 @@ class PythonModel:
             groups.setdefault(getattr(inputs[place], "shape", None), []).append(place)
         return list(groups.values())
 
-    def _predict(self, inputs: list[Any]) -> Any:
-        collate = getattr(self._model, "collate", None)
-        return self._model.predict(inputs if collate is None else collate(inputs))
+    def _collated(self, inputs: Sequence[Any], group: Sequence[int]) -> Any:
+        collate = getattr(self._model, "collate", list)
+        return collate([inputs[place] for place in group])
 
 
 class _Function:

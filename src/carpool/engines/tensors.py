@@ -45,8 +45,12 @@ class Network(Protocol):
     def warm(self) -> Sequence[int]:
         """The batch sizes to run once before the first real batch, the largest first."""
 
-    def run(self, batch: Array, /) -> Any:
-        """An array, a list or a dict of arrays, each with one row for each input."""
+    def run(self, batch: Any, /) -> Any:
+        """An array, a list or a dict of arrays, each with one row for each input.
+
+        It takes an array, or what `stage` makes of one, where the network has that: called in another thread,
+        it brings the batch to where it is computed while another runs.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class TensorModel:
         self.input_shape = network.shape
         self.input_dtype = network.dtype
         self._network = network
+        self._stage: Callable[[Array], Any] = getattr(network, "stage", lambda batch: batch)
         self._picture = picture
 
     def __repr__(self) -> str:
@@ -105,11 +110,11 @@ class TensorModel:
             return value
         return self._picture.tensor(value)
 
-    def collate(self, inputs: Sequence[Array]) -> Array:
-        """One array of all."""
-        return np.stack(inputs)
+    def collate(self, inputs: Sequence[Array]) -> Any:
+        """One array of all, brought to the network."""
+        return self._stage(np.stack(inputs))
 
-    def predict(self, batch: Array) -> list[Any]:
+    def predict(self, batch: Any) -> list[Any]:
         """One result for each row: an array, or a list or a dict of such where the network has many outputs."""
         fixed = self._network.batch
         if fixed is None or fixed == len(batch):
@@ -123,15 +128,20 @@ class TensorModel:
 
 def run_padded(run: Callable[[Array], Any], batch: Array, count: int) -> Any:
     """The outputs of a batch that is filled up with zeros, without what these gave."""
-    empty = np.zeros((count - len(batch), *batch.shape[1:]), batch.dtype)
-    return _cut(run(np.concatenate((batch, empty))), len(batch))
+    return cut(run(padded(batch, count)), len(batch))
 
 
-def _cut(outputs: Any, count: int) -> Any:
+def padded(batch: Array, count: int) -> Array:
+    """The batch, filled up with zeros to so many rows."""
+    return np.concatenate((batch, np.zeros((count - len(batch), *batch.shape[1:]), batch.dtype)))
+
+
+def cut(outputs: Any, count: int) -> Any:
+    """The first rows of the outputs."""
     if isinstance(outputs, Mapping):
-        return {name: _cut(output, count) for name, output in outputs.items()}
+        return {name: cut(output, count) for name, output in outputs.items()}
     if isinstance(outputs, (list, tuple)):
-        return [_cut(output, count) for output in outputs]
+        return [cut(output, count) for output in outputs]
     return outputs[:count]
 
 

@@ -1,6 +1,6 @@
 """A PyTorch network on one tensor: what runs it. How a file becomes one is `torch_files.py`'s matter.
 
-On CUDA a batch goes through pinned memory and a stream of its own, so that the copy does not wait for what is
+On CUDA a batch goes through pinned memory and a stream of its own, so that it is copied while the one before is
 still being computed. `compile` and CUDA graphs want few batch sizes: batches are then filled up to powers of 2.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from carpool.engines.tensors import run_padded
+from carpool.engines.tensors import cut, padded
 from carpool.errors import MissingExtra
 
 try:
@@ -54,45 +55,61 @@ class TorchNetwork:
         self._module = _compiled(module, compiler, self._device) if compiler else module
         self._copier = _Copier(self._device) if self._device.type == "cuda" else None
 
-    def run(self, batch: Array) -> Any:
-        """The module's output, with its tensors as arrays that are the caller's."""
-        if not self._is_compiled:
-            return self._run(batch)
-        return run_padded(self._run, batch, 1 << (len(batch) - 1).bit_length())
+    def stage(self, batch: Array) -> _Staged:
+        """The batch on its way to the device, filled up where that is wanted. Another may run meanwhile."""
+        count = 1 << (len(batch) - 1).bit_length() if self._is_compiled else len(batch)
+        whole = padded(batch, count) if count > len(batch) else batch
+        if self._copier is None:
+            return _Staged(torch.from_numpy(whole), len(batch))
+        return self._copier.send(whole, len(batch))
 
-    def _run(self, batch: Array) -> Any:
+    def run(self, batch: Array | _Staged) -> Any:
+        """The module's output, with its tensors as arrays that are the caller's."""
+        staged = batch if isinstance(batch, _Staged) else self.stage(batch)
         with torch.inference_mode(), self._precision():
-            sent = torch.from_numpy(batch) if self._copier is None else self._copier.send(batch)
-            return _arrays(self._module(sent))
+            outputs = _arrays(self._module(staged.arrived()))
+        return outputs if len(staged) == len(staged.tensor) else cut(outputs, len(staged))
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
 
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A batch on its device, or on its way there."""
+
+    tensor: Any
+    rows: int  # without those that fill it up
+    copied: Any = None  # the event after which it is there; None if it is
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def arrived(self) -> Any:
+        """The tensor, for the stream that computes."""
+        if self.copied is not None:
+            computing = torch.cuda.current_stream(self.tensor.device)
+            computing.wait_event(self.copied)
+            self.tensor.record_stream(computing)  # its memory is not given away while that stream reads it
+        return self.tensor
+
+
 class _Copier:
-    """Copies batches to a CUDA device through pinned memory, on a stream of its own."""
+    """Copies batches to a CUDA device through pinned memory, on a stream of its own.
+
+    torch keeps pinned memory that was used, and gives it to another batch once the copy from it is done: two
+    batches on their way have two parts of it.
+    """
 
     def __init__(self, device: Any) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pinned = torch.empty(0, dtype=torch.uint8, pin_memory=True)
-        self._copied = torch.cuda.Event()
 
-    def send(self, batch: Array) -> Any:
-        """The batch as a tensor on the device, for the stream that computes."""
-        self._copied.synchronize()  # what was in the pinned memory has left it
-        if self._pinned.numel() < batch.nbytes:
-            self._pinned = torch.empty(batch.nbytes, dtype=torch.uint8, pin_memory=True)
-        source = torch.from_numpy(batch)
-        staged = self._pinned[: batch.nbytes].view(source.dtype).view(source.shape)
-        staged.copy_(source)
-        computing = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._stream):
-            sent = staged.to(self._device, non_blocking=True)
-            self._copied.record(self._stream)
-        computing.wait_stream(self._stream)
-        sent.record_stream(computing)  # its memory is not to be given away while that stream reads it
-        return sent
+    def send(self, batch: Array, rows: int) -> _Staged:
+        """The batch, of which so many rows are wanted, on its way to the device."""
+        with torch.cuda.stream(self._stream):  # also makes its device the current one, which each thread has
+            sent = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
+            return _Staged(sent, rows, self._stream.record_event())
 
 
 def _compiled(module: Any, backend: str, device: Any) -> Any:

@@ -1,5 +1,7 @@
 """The worker process: one model, one batch at a time, until the parent hangs up.
 
+While a large batch runs, the next is read and prepared in a second thread.
+
 It is blocking code on one socket, on purpose: what a model does must never share a thread with an event
 loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY...`, all of them file descriptors.
 """
@@ -13,17 +15,25 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
 
 from carpool.backends.process import frames
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
-from carpool.wire.call import Vector
+from carpool.wire.call import Call, Vector
+
+_AT_ONCE = 64 * 1024  # bytes to receive: a batch of short texts and its prefix come whole
 
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
+
+
+Work: TypeAlias = "Callable[[], Sequence[bytes | Exception]]"
 
 
 class Model(Protocol):
@@ -34,6 +44,10 @@ class Model(Protocol):
     item that it will not take, or another exception where it failed on that item alone. Items are values;
     asked to `infer`, they are bytes, as `wire/payload.py` has them, which are not to be kept: they may lie in
     memory where the next batch will be.
+
+    It may have `prepare` as well, which takes what `run` takes, does what can be done while another batch runs,
+    and returns what runs the batch: reading and stacking inputs, copying them to a device. It is then called
+    for each batch in the place of `run`, for a large one in another thread.
     """
 
     @property
@@ -48,15 +62,16 @@ class Link:
     def __init__(self, connection: socket.socket, memories: Sequence[Reader]) -> None:
         self._connection = connection
         self._memories = memories
+        self._received = b""  # of frames to come
 
     def read(self) -> tuple[frames.ToChild, memoryview] | None:
         """The next message and the items that belong to it; `None` once the parent has hung up."""
-        if (prefix := self._read(frames.PREFIX_BYTES)) is None:
+        if (prefix := self._take(frames.PREFIX_BYTES)) is None:
             return None
         length, payload = frames.lengths(prefix)
-        if (body := self._read(length)) is None or (items := self._read(payload)) is None:
+        if (body := self._take(length + payload)) is None:
             return None
-        message = frames.decode_to_child(body)
+        message, items = frames.decode_to_child(body[:length]), body[length:]
         if isinstance(message, frames.Run) and message.memory is not None:
             items = self._memories[message.memory].read(sum(message.sizes))
         return message, items
@@ -65,14 +80,27 @@ class Link:
         """A message to the parent."""
         self._connection.sendall(frames.encode(message))
 
-    def _read(self, length: int) -> memoryview | None:
-        """So many bytes, in memory of their own; `None` if the parent hangs up before."""
+    def close(self) -> None:
+        """Have the thread that reads, if one does, read the end."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RD)
+
+    def _take(self, length: int) -> memoryview | None:
+        """So many of the bytes that come next; `None` if the parent hangs up before."""
+        received = self._received or self._connection.recv(_AT_ONCE)
+        taken = memoryview(received)[:length] if len(received) >= length else self._fill(received, length)
+        self._received = received[length:]
+        return taken
+
+    def _fill(self, received: bytes, length: int) -> memoryview | None:
+        """What was received of so many bytes, and the others, in memory of their own."""
         buffer = memoryview(bytearray(length))
-        read = 0
-        while read < length:
-            if not (count := self._connection.recv_into(buffer[read:])):
+        buffer[: len(received)] = received
+        filled = len(received)
+        while filled < length:
+            if not (count := self._connection.recv_into(buffer[filled:])):
                 return None
-            read += count
+            filled += count
         return buffer.toreadonly()
 
 
@@ -89,10 +117,32 @@ def serve(link: Link) -> None:
         link.send(_refusal(error))
         return
     link.send(frames.Ready(model.info))
-    while (request := link.read()) is not None:
-        batch, payload = request
-        if isinstance(batch, frames.Run):
-            link.send(answer(model, batch, frames.cut(payload, batch.sizes)))
+    with ThreadPoolExecutor(1, "carpool-next") as ahead, closing(link):
+        _serve(link, model, ahead)
+
+
+def _serve(link: Link, model: Model, ahead: Executor) -> None:
+    """Run batches. A large one is seldom alone: the next is read and prepared while it runs.
+
+    With small ones that would cost more than it gains: two changes of threads a batch.
+    """
+    upcoming = _read(link, model)
+    while upcoming is not None:
+        batch, run = upcoming
+        is_large = batch.memory is not None and hasattr(model, "prepare")
+        following = ahead.submit(_read, link, model) if is_large else None
+        link.send(answer(batch.number, run))
+        del upcoming, run  # and what they hold, while nothing else is there to do
+        upcoming = _read(link, model) if following is None else following.result()
+
+
+def _read(link: Link, model: Model) -> tuple[frames.Run, Work] | None:
+    """The next batch, and what runs it; `None` once the parent has hung up."""
+    match link.read():
+        case (frames.Run() as batch, payload):
+            return batch, prepared(model, batch.call, frames.cut(payload, batch.sizes))
+        case _:
+            return None
 
 
 def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:
@@ -112,17 +162,32 @@ def _takes_device(function: Callable[..., Any]) -> bool:
     return any(each.name == "device" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def answer(model: Model, batch: frames.Run, items: Sequence[memoryview]) -> frames.FromChild:
-    """Run one batch; whatever the model raises becomes a message."""
-    asked = () if batch.call is None else (batch.call,)
+def prepared(model: Model, call: Call | None, items: Sequence[memoryview]) -> Work:
+    """What runs a batch on the model, and raises what was wrong with it until then."""
+    asked = () if call is None else (call,)
     try:
-        are_bodies = batch.call is not None and batch.call.operation == "infer"
+        are_bodies = call is not None and call.operation == "infer"
         values = items if are_bodies else [msgspec.json.decode(item) for item in items]
-        return _answer(batch.number, model.run(values, *asked))
-    except Unsupported as error:
-        return frames.Rejected(batch.number, error.message, error.detail)
+        if hasattr(model, "prepare"):
+            work: Work = model.prepare(values, *asked)
+            return work
+        return partial(model.run, values, *asked)
     except Exception as error:
-        return frames.Failed(batch.number, type(error).__name__, str(error), _is_out_of_memory(error))
+        return partial(_fail, error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
+
+
+def answer(number: int, run: Work) -> frames.FromChild:
+    """Run one batch; whatever the model raises becomes a message."""
+    try:
+        return _answer(number, run())
+    except Unsupported as error:
+        return frames.Rejected(number, error.message, error.detail)
+    except Exception as error:
+        return frames.Failed(number, type(error).__name__, str(error), _is_out_of_memory(error))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -133,6 +198,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
+    if set(map(type, results)) == {bytes}:
+        return frames.Answer(number, list(results))  # type: ignore[arg-type]  # as was just seen
     are_vectors = any(isinstance(result, Vector) for result in results)
     vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
     return frames.Answer(

@@ -109,6 +109,14 @@ def lengths(prefix: bytes | memoryview) -> tuple[int, int]:
     return message, payload
 
 
+def end_of_first(received: bytes | bytearray) -> int | None:
+    """Where the first frame ends; `None` if it has not come whole."""
+    if len(received) < PREFIX_BYTES:
+        return None
+    end = PREFIX_BYTES + sum(_PREFIX.unpack_from(received))
+    return end if end <= len(received) else None
+
+
 def cut(payload: memoryview, sizes: Sequence[int]) -> list[memoryview]:
     """The items that lie in a payload, one after the other."""
     ends = list(accumulate(sizes, initial=0))

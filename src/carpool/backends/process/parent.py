@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
+from carpool.backends.process.connection import Connection, Reply
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
@@ -41,6 +45,7 @@ _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each 
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
+_CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
 _PAGE = resource.getpagesize()
 _ALIVE = ""  # the fate of a worker that has none yet
 
@@ -54,17 +59,11 @@ _TWO_BATCHES = Capacity(in_flight=2)
 class Worker:
     """One live worker process and the connection to it."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: Connection) -> None:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
-        self._reader = reader
-        self._writer = writer
+        self._connection = connection
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
@@ -77,7 +76,8 @@ class Worker:
                 pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        return cls(process, *await asyncio.open_connection(sock=ours))
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
+        return cls(process, connection)
 
     async def load(self, what: frames.Load) -> None:
         """Load the model. Raises what the worker says is wrong with it."""
@@ -91,14 +91,17 @@ class Worker:
 
     async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
-        if self._writer.is_closing():  # it has died, and a loop may refuse to write with an error of its own
-            raise self.crashed()
+        return await self.reply(self.tell(message, payload))
+
+    def tell(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> Reply:
+        """Send a message; the replies come in the order of the messages."""
+        return self._connection.ask(message, payload)
+
+    async def reply(self, reply: Reply) -> frames.FromChild:
+        """Wait for it. Raises `Crashed` if the worker dies."""
         try:
-            self._writer.writelines((frames.encode(message, sum(map(len, payload))), *payload))
-            await self._writer.drain()
-            length, _ = frames.lengths(await self._reader.readexactly(frames.PREFIX_BYTES))
-            return frames.decode_from_child(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            return await reply
+        except ConnectionError as error:
             raise self.crashed() from error
 
     def crashed(self) -> Crashed:
@@ -115,7 +118,7 @@ class Worker:
 
     def hang_up(self) -> None:
         """Tell the worker to finish: it exits when it has nothing left to read."""
-        self._writer.close()
+        self._connection.hang_up()
 
     async def finish(self) -> None:
         """Hang up and wait for its end; a model that does not let go is not waited for long."""
@@ -135,13 +138,15 @@ class Worker:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
+        self._connection.abort()
 
 
 class ProcessBackend:
     """Runs batches in a worker process of its own, one at a time, and replaces the process when it dies.
 
-    It takes a second batch while they are large: that one is brought to the worker's memory meanwhile. Of what
-    the first may do to the worker it learns nothing, and is not to blame.
+    It takes a second batch while they are large: that one is brought to the worker's memory meanwhile, and the
+    worker reads it while it runs the first. If it dies, the first is blamed and the second waits for the next
+    worker. Either may have been at fault, so for a while a new worker gets one at a time.
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
     and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
@@ -169,9 +174,12 @@ class ProcessBackend:
         self._trouble: str | None = "the model is not loaded yet"
         self._on_change: Callable[[], None] = lambda: None
         self._back_off = _FIRST_BACK_OFF
-        self._batches = 0
+        self._numbers = count(1)
+        self._doorstep = asyncio.Lock()  # of the batch that is the next to have its turn
         self._turn = asyncio.Lock()
+        self._careful_until = -math.inf
         self._memories = (SharedMemory(), SharedMemory())  # of the batch that runs, and of the next
+        self._last_uses: dict[int, asyncio.Future[Any]] = {}  # of each memory: it is written, or then read
         self._free_memories: asyncio.Queue[int] = asyncio.Queue()
         for memory in range(len(self._memories)):
             self._free_memories.put_nowait(memory)
@@ -199,25 +207,12 @@ class ProcessBackend:
         """
         call = group if isinstance(group, Call) else None
         sizes = list(map(len, items))
-        async with self._brought(items, sum(sizes)) as memory, self._turn:
-            worker = await self._ready_worker()
-            self._batches += 1
-            number = self._batches
-            batch = frames.Run(number, sizes, call, memory)
-            try:
-                async with asyncio.timeout(self._batch_timeout):
-                    reply = await worker.ask(batch, items if memory is None else ())
-            except TimeoutError:
-                self._end(worker, f"took more than {self._batch_timeout:g} s for a batch")
-                raise worker.crashed() from None
-            except (asyncio.CancelledError, BackendError):
-                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
-                # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "died")
-                raise
-            self._back_off = _FIRST_BACK_OFF
-            self._end_if_grown(worker)
-            return _results(reply, number)
+        if shared.LEAST <= sum(sizes) <= shared.MOST:
+            self._take(_TWO_BATCHES)
+            async with self._brought(items) as memory:
+                return await self._run(frames.Run(next(self._numbers), sizes, call, memory))
+        self._take(_ONE_BATCH)
+        return await self._run(frames.Run(next(self._numbers), sizes, call), items)
 
     async def close(self) -> None:
         """Let the worker finish and wait until it has."""
@@ -233,21 +228,64 @@ class ProcessBackend:
         """Why there is no worker to run a batch."""
         return self._trouble
 
+    async def _run(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> list[Any]:
+        async with self._doorstep:
+            ahead = self._tell_ahead(batch)
+            await self._turn.acquire()
+        try:
+            worker = await self._ready_worker()
+            if ahead is None or ahead[0] is not worker:
+                ahead = worker, self._send(worker, batch, payload)
+            overdue = self._overdue(worker)
+            try:
+                reply = await worker.reply(ahead[1])
+            except (asyncio.CancelledError, BackendError):
+                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
+                # wait for that one, and not fail on this one before its end is noticed.
+                self._end(worker, "died")
+                raise
+            finally:
+                if overdue is not None:
+                    overdue.cancel()
+            self._back_off = _FIRST_BACK_OFF
+            self._end_if_grown(worker)
+            return _results(reply, batch.number)
+        finally:
+            self._turn.release()
+
+    def _tell_ahead(self, batch: frames.Run) -> tuple[Worker, Reply] | None:
+        """Have the worker read a large batch while it runs another."""
+        if batch.memory is None or not self._turn.locked() or time.monotonic() < self._careful_until:
+            return None
+        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+            return None
+        worker = self._worker.result()
+        return worker, self._send(worker, batch)
+
+    def _send(self, worker: Worker, batch: frames.Run, payload: Sequence[bytes] = ()) -> Reply:
+        reply = worker.tell(batch, payload)
+        if batch.memory is not None:
+            self._last_uses[batch.memory] = reply
+        return reply
+
+    def _overdue(self, worker: Worker) -> asyncio.TimerHandle | None:
+        """What ends the worker if its batch takes too long."""
+        if self._batch_timeout is None:
+            return None
+        fate = f"took more than {self._batch_timeout:g} s for a batch"
+        return asyncio.get_running_loop().call_later(self._batch_timeout, self._end, worker, fate)
+
     @asynccontextmanager
-    async def _brought(self, items: Sequence[bytes], size: int) -> AsyncIterator[int | None]:
-        """The memory in which the worker finds a batch; `None` if it is to go through the socket."""
-        is_large = shared.LEAST <= size <= shared.MOST
-        self._take(_TWO_BATCHES if is_large else _ONE_BATCH)
-        if not is_large:
-            yield None
-            return
+    async def _brought(self, items: Sequence[bytes]) -> AsyncIterator[int]:
+        """The memory in which the worker finds a batch."""
         memory = await self._free_memories.get()
         writing = asyncio.ensure_future(asyncio.to_thread(self._memories[memory].write, items))
+        self._last_uses[memory] = writing
         try:
             await asyncio.shield(writing)
             yield memory
-        finally:  # also if nobody waits for the batch any more: the thread writes on
-            writing.add_done_callback(lambda _: self._free_memories.put_nowait(memory))
+        finally:  # not at once where nobody waits any more: the thread writes on, or the worker reads
+            self._last_uses[memory].add_done_callback(lambda _: self._free_memories.put_nowait(memory))
 
     def _take(self, capacity: Capacity) -> None:
         if self.capacity != capacity:
@@ -262,6 +300,8 @@ class ProcessBackend:
         """The worker that is there, or that will be there soon."""
         if self._worker is None:
             raise Unavailable("the model is not loaded yet", "call start() first")
+        if self._worker.done():
+            return self._worker.result()
         try:
             async with asyncio.timeout(self._batch_timeout):
                 return await asyncio.shield(self._worker)
@@ -336,6 +376,7 @@ class ProcessBackend:
                 coming.set_exception(Unavailable("no worker process", str(error)))
                 coming.exception()  # seen: a failed attempt that no batch waited for is not a leak
             else:
+                self._careful_until = time.monotonic() + _CAREFUL_SECONDS
                 logger.info("worker replaced", extra={"pid": worker.process.pid})
                 coming.set_result(worker)
                 return worker
