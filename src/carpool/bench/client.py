@@ -318,5 +318,5 @@ class OpenLoop(Load):
             self._spawn_connection()
 
     def _start(self, connection: Connection, due: float, now: float) -> None:
-        self.record.late.append(now - due)
+        self.record.send(now - due)
         connection.send(due, self._next_request())
