@@ -23,10 +23,12 @@ def cpu_of_everyone() -> float:
 
 
 def describe_run() -> str:
-    """The command, the day and the commit."""
+    """The command, the day and the commit. An interpreter inside the repository is part of the command."""
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return f"`python {' '.join(sys.orig_argv[1:])}`, {datetime.date.today()}, commit {commit}"
+    python = Path(sys.executable)
+    name = python.relative_to(_ROOT) if python.is_relative_to(_ROOT) else "python"
+    return f"`{name} {' '.join(sys.orig_argv[1:])}`, {datetime.date.today()}, commit {commit}"
 
 
 def describe_machine() -> str:

@@ -104,9 +104,9 @@ def peers(case: Case) -> tuple[Peer, ...]:
 
 
 def _carpool(case: Case) -> Peer:
-    """`carpool serve` by this Python, with its defaults."""
+    """`carpool serve` by this Python, with its defaults but for the case's flags."""
     path = "/embed" if case.dialect == "native" else "/predict"
-    command = ("-m", "carpool", "serve", "--port", "{port}", "--model", case.spec)
+    command = ("-m", "carpool", "serve", "--port", "{port}", "--model", case.spec, *case.flags)
     return Peer("carpool", "", (), command, case.model, case.dialect, path)
 
 

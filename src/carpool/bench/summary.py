@@ -76,6 +76,7 @@ class Results:
     requests: int
     seconds: float
     throughput: float  # good answers a second
+    until_last: float  # seconds from the start to the last answer, which may be after the end
     errors: Mapping[str, int]
     latency: Latency
     generator: Generator
@@ -113,6 +114,7 @@ def summarise(
         requests=record.requests,
         seconds=seconds,
         throughput=sum(window.rate for window in over_time) / len(over_time),
+        until_last=record.ended[-1] - record.since if record.ended else nan,
         errors=count_errors(record.errors),
         latency=latency,
         generator=Generator(late_p50, late_p99, cpu_share, complaint),
