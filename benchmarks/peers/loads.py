@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, takewhile
 
+from benchmarks.machine import wait_until_quiet
 from benchmarks.peers.cases import BATCH, Case
 from benchmarks.peers.servers import Server
 from carpool.bench.arrivals import arrivals
@@ -79,9 +79,9 @@ def put(case: Case, server: Server, plan: Plan) -> Round:
     """
     target = Target(server.url)
     requests = [target.request(one.body, one.media_type) for one in case.questions(server.dialect)]
-    wait_until_idle(server)
+    wait_until_quiet(server.cpu_seconds, QUIET_CORES, QUIET_SECONDS)
     measure(target, requests, replace(plan, duration=WARM_UP_SECONDS, users=min(plan.users, WARM_UP_USERS)))
-    wait_until_idle(server)
+    wait_until_quiet(server.cpu_seconds, QUIET_CORES, QUIET_SECONDS)
     before = server.cpu_seconds()
     results = measure(target, requests, plan)
     cpu = server.cpu_seconds() - before
@@ -106,16 +106,6 @@ def one_by_one(plan: Plan, milliseconds: Sequence[float]) -> float:
         free = max(free, due) + takes / 1000
         latencies.append((free - due) * 1000)
     return statistics.median(latencies)
-
-
-def wait_until_idle(server: Server) -> None:
-    """Until it has worked off what nobody waits for any more, but not for ever."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < deadline:
-        used, started = server.cpu_seconds(), time.monotonic()
-        time.sleep(0.3)
-        if server.cpu_seconds() - used < QUIET_CORES * (time.monotonic() - started):
-            return
 
 
 def alternate(case: Case, servers: Sequence[Server], plans: Sequence[Plan]) -> dict[str, Rounds]:

@@ -5,12 +5,11 @@ from dataclasses import replace
 from math import isnan, nan
 
 import pytest
-from benchmarks.machine import describe_run
 from benchmarks.peers.cases import CASES, Question
 from benchmarks.peers.loads import Round, Rounds, ahead, one_by_one
 from benchmarks.peers.model import Noop, load
 from benchmarks.peers.run import Report, judge_crowd, judge_throughput, show
-from benchmarks.peers.servers import ROOT, Server, peers, run
+from benchmarks.peers.servers import Server, peers, run
 
 from carpool.bench.run import Plan
 from tests.support.servers import until
@@ -118,14 +117,6 @@ def test_the_crowds_carpool_waits_as_long_as_its_users() -> None:
     """Who asks for two engines gets both with the flags of the case."""
     for peer in peers(CASES["resnet18"])[:2]:
         assert "--queue-timeout-ms 300000" in " ".join(peer.command)
-
-
-def test_an_interpreter_of_the_repository_is_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a table says is what was run."""
-    monkeypatch.setattr("sys.executable", str(ROOT / "build" / "compiled" / "bin" / "python"))
-    assert describe_run().startswith("`build/compiled/bin/python ")
-    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
-    assert describe_run().startswith("`python ")
 
 
 def test_nobody_in_the_crowd_may_fail() -> None:
