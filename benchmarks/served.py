@@ -35,7 +35,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.device import Cost, run_precisely
 from benchmarks.gain import Server, serve
-from benchmarks.machine import cpu_of_everyone, describe_machine, describe_run
+from benchmarks.machine import cpu_of_everyone, describe_machine, describe_run, wait_until_quiet
 from benchmarks.open_loop import Pool, percentile, poisson, send_load
 from benchmarks.scheduler import simulator
 from carpool.core.limits import Limits
@@ -250,16 +250,6 @@ def count_cores(*processes: psutil.Process) -> Callable[[], list[float]]:
     return stop
 
 
-def wait_for_quiet() -> None:
-    """Wait until nobody uses the machine, but not for ever. Between rounds its own processes do nothing."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < deadline:
-        stop = count_cores()
-        time.sleep(0.5)
-        if stop()[-1] <= OTHERS_CORES:
-            return
-
-
 def measure_loads(plan: Plan, running: Running, cost: Cost) -> dict[float, list[Round]]:
     """All rounds of all loads, in turn."""
     rounds: dict[float, list[Round]] = {load: [] for load in LOADS}
@@ -270,7 +260,7 @@ def measure_loads(plan: Plan, running: Running, cost: Cost) -> dict[float, list[
             rate = plan.saturation * load
             count = min(plan.requests, int(rate * plan.seconds))
             times = poisson(rate, count, f"{load} {number}")
-            wait_for_quiet()
+            wait_until_quiet(cpu_of_everyone, OTHERS_CORES, QUIET_SECONDS)
             rounds[load].append(run_round(plan, running, cost, times))
     return rounds
 

@@ -9,25 +9,28 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, takewhile
 
-from benchmarks.peers.cases import Case
+from benchmarks.machine import wait_until_quiet
+from benchmarks.peers.cases import BATCH, Case
 from benchmarks.peers.servers import Server
+from carpool.bench.arrivals import arrivals
 from carpool.bench.dialects import Target
 from carpool.bench.run import Plan, measure
 from carpool.errors import CarpoolError
 
 QUIET_CORES, QUIET_SECONDS = 0.1, 20.0  # a server that still works on what it was sent is waited for, so long
-WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS, WARM_UP_USERS = 1.0, BATCH
 USERS = 64
 MARGIN = 1.03  # medians of a few rounds are not known better than that
 
 
 @dataclass(frozen=True)
 class Round:
-    """One load on one server. Without a good answer, latencies are `nan`."""
+    """One load on one server. Without a good answer, latencies and CPU are `nan`."""
 
     rate: float
     p50_ms: float
@@ -35,6 +38,7 @@ class Round:
     cpu_us: float
     failed: float  # of what was sent
     complaint: str  # why the load generator does not believe it
+    errors: Mapping[str, int] = field(default_factory=dict)
 
 
 class Rounds:
@@ -44,13 +48,19 @@ class Rounds:
         self.all: list[Round] = []
 
     def median(self, value: Callable[[Round], float]) -> float:
-        """The median of something."""
-        return statistics.median(map(value, self.all))
+        """The median of something in the rounds that have it; `nan` if none has."""
+        found = [figure for figure in map(value, self.all) if figure == figure]
+        return statistics.median(found) if found else math.nan
 
     @property
     def complaints(self) -> int:
         """How many of them were not measured well."""
         return sum(bool(one.complaint) for one in self.all)
+
+    @property
+    def errors(self) -> Counter[str]:
+        """What failed in all of them, by its name."""
+        return sum((Counter(one.errors) for one in self.all), Counter())
 
 
 FIGURES: dict[str, Callable[[Round], float]] = {
@@ -62,29 +72,40 @@ FIGURES: dict[str, Callable[[Round], float]] = {
 
 
 def put(case: Case, server: Server, plan: Plan) -> Round:
-    """A load, on a server that has nothing left to do."""
+    """A load, on a server that has nothing left to do.
+
+    The rate of users is that until the last answer: a slow server answers all of them about at once, and how
+    many such waves end within the round is chance.
+    """
     target = Target(server.url)
     requests = [target.request(one.body, one.media_type) for one in case.questions(server.dialect)]
-    wait_until_idle(server)
-    measure(target, requests, replace(plan, duration=WARM_UP_SECONDS, users=min(plan.users, USERS)))
-    wait_until_idle(server)
+    wait_until_quiet(server.cpu_seconds, QUIET_CORES, QUIET_SECONDS)
+    measure(target, requests, replace(plan, duration=WARM_UP_SECONDS, users=min(plan.users, WARM_UP_USERS)))
+    wait_until_quiet(server.cpu_seconds, QUIET_CORES, QUIET_SECONDS)
     before = server.cpu_seconds()
     results = measure(target, requests, plan)
     cpu = server.cpu_seconds() - before
-    good = max(1, results.requests - results.failed)
+    good = results.requests - results.failed
+    rate = results.throughput if plan.is_open else good / results.until_last
+    cpu_us = cpu / good * 1e6 if good else math.nan
     failed = results.failed / max(1, results.requests)
     latency, complaint = results.latency, results.generator.complaint
-    return Round(results.throughput, latency.p50, latency.p99, cpu / good * 1e6, failed, complaint)
+    return Round(rate, latency.p50, latency.p99, cpu_us, failed, complaint, results.errors)
 
 
-def wait_until_idle(server: Server) -> None:
-    """Until it has worked off what nobody waits for any more, but not for ever."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < deadline:
-        used, started = server.cpu_seconds(), time.monotonic()
-        time.sleep(0.3)
-        if server.cpu_seconds() - used < QUIET_CORES * (time.monotonic() - started):
-            return
+def one_by_one(plan: Plan, milliseconds: Sequence[float]) -> float:
+    """The median latency of an open loop at a server that costs nothing: one input after another.
+
+    What each takes is given, again from the start when it has been used up.
+    """
+    sent = arrivals(plan.arrivals, plan.rate, plan.duration, plan.seed)
+    free, latencies = 0.0, []
+    for due, takes in zip(
+        takewhile(lambda time: time < plan.duration, sent), cycle(milliseconds), strict=False
+    ):
+        free = max(free, due) + takes / 1000
+        latencies.append((free - due) * 1000)
+    return statistics.median(latencies)
 
 
 def alternate(case: Case, servers: Sequence[Server], plans: Sequence[Plan]) -> dict[str, Rounds]:

@@ -103,7 +103,7 @@ def _tensor(data: Any) -> Any:
 
     from carpool.engines.tensors import Picture
 
-    if not isinstance(data, str | bytes):
+    if not isinstance(data, str | bytes | bytearray):
         return np.asarray(data, dtype=np.float32)
     content = base64.b64decode(data) if isinstance(data, str) else data
     return Picture().tensor(Image.open(io.BytesIO(content)).convert("RGB"))

@@ -1,6 +1,6 @@
 """carpool as a model server against its peers: the same model, inputs and load, in one run.
 
-    python benchmarks/peers/run.py CASE [--rounds 3] [--seconds 5] [--only mosec,litserve] [--quick]
+    python benchmarks/peers/run.py CASE [--rounds N] [--seconds S] [--only mosec,litserve] [--quick]
 
 - noop: a short JSON in, a short JSON out, and a model that takes no time: what is left is the server.
 - minilm: the embedded model on real sentences of mixed length. Most servers run carpool's own engine, so what
@@ -9,10 +9,12 @@
   OpenVINO.
 - resnet18-jpeg: the same with JPEGs.
 
-Loads: 64 users who each ask again at once, then Poisson arrivals at 10, 50 and 90 % of what carpool did there;
-with resnet18 also 1,000 users, for none of whom carpool may fail. Rounds alternate between the servers, of
-which only one is awake at a time, and medians are compared. A few answers are first compared with carpool's.
-CPU is of all processes of a server, for each good answer.
+Loads: 64 users who each ask again at once, then Poisson arrivals at 10, 50 and 90 % of what carpool did there
+(with resnet18 on carpool alone, as the peers take seconds for each answer); with both of resnet18 also 1,000
+users, for none of whom carpool may fail. They wait for up to a minute, for which carpool is started with
+`--queue-timeout-ms 300000` there; otherwise it has its defaults. Rounds alternate between the servers, of which
+only one is awake at a time, and medians are compared; length and number of the rounds are the case's own. A few
+answers are first compared with carpool's. CPU is of all processes of a server, for each good answer.
 
 `build/compiled/bin/python benchmarks/peers/run.py noop` (after `make test-compiled`, with psutil installed
 there) measures carpool with its compiled core.
@@ -39,8 +41,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.machine import describe_machine, describe_run
-from benchmarks.peers.cases import BATCH, CASES, Case
-from benchmarks.peers.loads import FIGURES, USERS, Rounds, ahead, alternate
+from benchmarks.peers.cases import BATCH, CASES, CROWD_SECONDS, Case
+from benchmarks.peers.loads import FIGURES, USERS, Rounds, ahead, alternate, one_by_one
 from benchmarks.peers.servers import (
     ENGINES,
     PATHS,
@@ -57,8 +59,7 @@ from carpool.bench.run import Plan
 from carpool.core import scheduler
 
 SHARES = (0.1, 0.5, 0.9)
-PATIENCE = 10.0  # seconds that the last answers of a load are waited for
-CROWD = Plan(10.0, 0.0, users=1000, patience=120.0)
+CROWD = Plan(10.0, 0.0, users=1000, patience=CROWD_SECONDS)
 # Of the answer's length, between carpool's answer and another's: batches round differently, and the embedded
 # model's weights are of 8 bits where those of sentence-transformers are full.
 TOLERANCE, TOLERANCE_OF_WEIGHTS = 0.03, 0.1
@@ -81,11 +82,10 @@ class Report:
         print(line, flush=True)
 
     def judge(self, what: str, value: float, bar: float, most: bool = False) -> None:
-        """Whether a bar is met."""
+        """Whether a bar is met; `nan` is that there was no good answer to judge by."""
         met = value <= bar if most else value >= bar
-        self.say(
-            f"- {'PASS' if met else 'FAIL'}: {what}: {value:.2f}, {'at most' if most else 'at least'} {bar:.2f}"
-        )
+        verdict = "NO RESULT" if math.isnan(value) else "PASS" if met else "FAIL"
+        self.say(f"- {verdict}: {what}: {_number(value)}, {'at most' if most else 'at least'} {bar:.2f}")
 
 
 class Offline:
@@ -107,7 +107,7 @@ class Offline:
             )
         )
         stack.callback(self._process.terminate)
-        self._measured: list[dict[str, float]] = []
+        self._measured: list[dict[str, Any]] = []
 
     def run(self) -> None:
         """Batches out of sorted windows, then one by one."""
@@ -117,9 +117,16 @@ class Offline:
         self._process.stdin.flush()
         self._measured.append(json.loads(self._process.stdout.readline()))
 
-    def median(self, what: str) -> float:
-        """The median of all runs: the `rate` in batches, or the milliseconds `alone_ms` of one."""
-        return statistics.median(one[what] for one in self._measured)
+    @property
+    def rate(self) -> float:
+        """Inputs a second in batches."""
+        return float(statistics.median(one["rate"] for one in self._measured))
+
+    @property
+    def alone_ms(self) -> list[float]:
+        """What each input takes alone, in the order in which loads send them."""
+        runs = [one["alone_ms"] for one in self._measured]
+        return [statistics.median(times) for times in zip(*runs, strict=True)]
 
 
 def start_all(case: Case, only: Sequence[str], stack: ExitStack, report: Report) -> list[Server]:
@@ -159,28 +166,31 @@ def _vector(answer: Any) -> list[float]:
     return answer if isinstance(answer, list) else [float(answer)]
 
 
-def compare(case: Case, rounds: int, seconds: float, only: Sequence[str], report: Report) -> None:
+def compare(case: Case, only: Sequence[str], report: Report) -> None:
     """All loads, and the bars."""
     with ExitStack() as stack:
         servers = start_all(case, only, stack, report)
         offline = start_offline(case, servers, stack)
-        plan = Plan(seconds, 0.0, patience=PATIENCE)
+        plan = Plan(case.seconds, 0.0, patience=case.patience)
         closed = {server.name: Rounds() for server in servers}
-        for _ in range(rounds):
+        for _ in range(case.rounds):
             for engine in offline.values():
                 engine.run()
             for name, of in alternate(case, servers, [replace(plan, users=USERS)]).items():
                 closed[name].all += of.all
         show(report, f"{USERS} users", closed, closed)
         saturation = closed["carpool"].median(lambda one: one.rate)
-        light = closed
-        for share in SHARES:
-            at_share = put_in_turn(case, servers, replace(plan, rate=saturation * share), rounds, closed)
-            show(report, f"{share:.0%} of carpool's {saturation:,.0f} requests/s, Poisson", at_share, closed)
-            light = at_share if share == SHARES[0] else light
+        loads = [open_loops(plan, saturation * share, case.rounds) for share in SHARES]
+        loops = []
+        for share, plans in zip(SHARES, loads, strict=True):
+            loops.append(alternate(case, able(case, servers, plans[0].rate, closed), plans))
+            show(report, f"{share:.0%} of carpool's {saturation:,.0f} requests/s, Poisson", loops[-1], closed)
         report.say("\n## Bars\n")
         judge_throughput(case, closed, report)
-        judge_engine(case, closed, light, offline, report)
+        for name, engine in offline.items():
+            if case.model == "minilm":
+                judge_offline(closed[name], engine, report)
+            judge_light_load(name, loads[0], loops[0], engine, report)
         if case.model == "resnet18":
             ours = [server for server in servers if server.name in ENGINES]
             judge_crowd(alternate(case, ours, [CROWD]), report)
@@ -195,25 +205,28 @@ def start_offline(case: Case, servers: Sequence[Server], stack: ExitStack) -> di
     return {peer.name: Offline(peer, case, stack) for peer in ours}
 
 
-def put_in_turn(
-    case: Case, servers: Sequence[Server], plan: Plan, rounds: int, closed: Mapping[str, Rounds]
-) -> dict[str, Rounds]:
-    """Rounds of an open loop on those who answered so much with users."""
-    able = [
+def open_loops(plan: Plan, rate: float, rounds: int) -> list[Plan]:
+    """Rounds of a rate, each with other arrivals."""
+    return [replace(plan, rate=rate, seed=f"{rate} {number}") for number in range(rounds)]
+
+
+def able(case: Case, servers: Sequence[Server], rate: float, closed: Mapping[str, Rounds]) -> list[Server]:
+    """Those who answered so much with users, and are asked at other loads at all."""
+    asked = [server for server in servers if case.peers_in_open_loops or server.name in ENGINES]
+    return [
         server
-        for server in servers
-        if server.name == "carpool" or closed[server.name].median(lambda one: one.rate) >= plan.rate
+        for server in asked
+        if server.name == "carpool" or closed[server.name].median(lambda one: one.rate) >= rate
     ]
-    return alternate(case, able, [replace(plan, seed=f"{plan.rate} {number}") for number in range(rounds)])
 
 
 def judge_throughput(case: Case, closed: Mapping[str, Rounds], report: Report) -> None:
     """The bars between servers."""
     rates = {name: of.median(lambda one: one.rate) for name, of in closed.items()}
-    theirs = {name: rate for name, rate in rates.items() if name not in ENGINES and rate}
+    theirs = {name: rate for name, rate in rates.items() if name not in ENGINES}
     if case.model == "noop":
         if "mosec" in theirs:
-            report.judge("req/s, of mosec's", rates["carpool"] / theirs["mosec"], BAR_MOSEC)
+            report.judge("req/s, of mosec's", _ratio(rates["carpool"], theirs["mosec"]), BAR_MOSEC)
         for name in theirs:
             ours, cost = (closed[each].median(lambda one: one.cpu_us) for each in ("carpool", name))
             report.judge(f"CPU per request, of {name}'s", ours / cost, 1.0, most=True)
@@ -222,40 +235,50 @@ def judge_throughput(case: Case, closed: Mapping[str, Rounds], report: Report) -
         others = {name: rate for name, rate in theirs.items() if name in foreign}
         if others:
             best = max(others, key=others.__getitem__)
-            report.judge(f"req/s, of {best}'s", rates["carpool"] / others[best], BAR_SENTENCE_TRANSFORMERS)
+            ratio = _ratio(rates["carpool"], others[best])
+            report.judge(f"req/s, of {best}'s", ratio, BAR_SENTENCE_TRANSFORMERS)
         for name in (name for name in theirs if name not in others):
-            report.judge(f"req/s, of {name}'s", rates["carpool"] / theirs[name], 1.0)
+            report.judge(f"req/s, of {name}'s", _ratio(rates["carpool"], theirs[name]), 1.0)
     elif "smartbatch" in theirs:
         for name in (name for name in ENGINES if name in rates):
-            report.judge(
-                f"req/s of {name}, of smartbatch's", rates[name] / theirs["smartbatch"], BARS_SMARTBATCH[name]
-            )
+            ratio = _ratio(rates[name], theirs["smartbatch"])
+            report.judge(f"req/s of {name}, of smartbatch's", ratio, BARS_SMARTBATCH[name])
 
 
-def judge_engine(
-    case: Case,
-    closed: Mapping[str, Rounds],
-    light: Mapping[str, Rounds],
-    offline: Mapping[str, Offline],
-    report: Report,
+def _ratio(ours: float, theirs: float) -> float:
+    """`nan` where a peer gave no good answer."""
+    return ours / theirs if theirs else math.nan
+
+
+def judge_offline(closed: Rounds, engine: Offline, report: Report) -> None:
+    """What serving costs beside the engine alone, when there is much to do."""
+    rate = closed.median(lambda one: one.rate)
+    report.judge("req/s, of the engine's own offline", rate / engine.rate, BAR_OFFLINE)
+
+
+def judge_light_load(
+    name: str, plans: Sequence[Plan], light: Mapping[str, Rounds], engine: Offline, report: Report
 ) -> None:
-    """What serving costs beside the engine alone."""
-    for name, engine in offline.items():
-        throughput, alone = engine.median("rate"), engine.median("alone_ms")
-        report.say(f"- Offline, {name}: {throughput:,.0f}/s in batches of {BATCH}; one alone: {alone:.2f} ms")
-        if case.model == "minilm":
-            rate = closed[name].median(lambda one: one.rate)
-            report.judge("req/s, of the engine's own offline", rate / throughput, BAR_OFFLINE)
-        p50 = light[name].median(lambda one: one.p50_ms)
-        report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
+    """What serving costs when there is little to do, and how much of it is waiting for others all the same."""
+    times = engine.alone_ms
+    alone = statistics.median(times)
+    report.say(f"- Offline, {name}: {engine.rate:,.0f}/s in batches of {BATCH}; one alone: {alone:.2f} ms")
+    p50 = light[name].median(lambda one: one.p50_ms)
+    report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
+    least = statistics.median(one_by_one(plan, times) for plan in plans)
+    report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
 
 
 def judge_crowd(crowd: Mapping[str, Rounds], report: Report) -> None:
     """Nothing may fail."""
     for name, of in crowd.items():
-        report.judge(
-            f"failed of {name} with {CROWD.users} users, %", of.median(lambda one: one.failed) * 100, 0, True
-        )
+        what = f"failed of {name} with {CROWD.users} users, %{f' ({_kinds(of)})' if of.errors else ''}"
+        report.judge(what, of.median(lambda one: one.failed) * 100, 0, most=True)
+
+
+def _kinds(of: Rounds) -> str:
+    """What failed how often, in all rounds."""
+    return ", ".join(f"{count} x {error}" for error, count in of.errors.items())
 
 
 def show(report: Report, title: str, rounds: Mapping[str, Rounds], closed: Mapping[str, Rounds]) -> None:
@@ -267,17 +290,17 @@ def show(report: Report, title: str, rounds: Mapping[str, Rounds], closed: Mappi
         rate, p50, p99, cpu = (of.median(value) for value in FIGURES.values())
         failed = of.median(lambda one: one.failed)
         report.say(
-            f"| {name} | {rate:,.0f} | {p50:.2f} | {p99:.2f} | {cpu:,.0f} | {failed:.1%} "
-            f"| {of.complaints} of {len(of.all)} |"
+            f"| {name} | {_number(rate, 1 if rate < 100 else 0)} | {_number(p50)} | {_number(p99)} "
+            f"| {_number(cpu, 0)} | {failed:.1%} | {of.complaints} of {len(of.all)} |"
         )
     report.say()
     for name, of in rounds.items():
+        if of.errors:
+            report.say(f"Failed, {name}, in all rounds: {_kinds(of)}.\n")
         if reasons := [one.complaint for one in of.all if one.complaint]:
             report.say(f"Doubtful, {name}: {'; '.join(reasons)}.\n")
     if absent := closed.keys() - rounds.keys():
-        report.say(
-            f"Not run, as it is more than they answered with {USERS} users: {', '.join(sorted(absent))}.\n"
-        )
+        report.say(f"Not run: {', '.join(sorted(absent))}.\n")
     better = [
         f"{name} in {', '.join(what)}"
         for name, of in rounds.items()
@@ -286,15 +309,28 @@ def show(report: Report, title: str, rounds: Mapping[str, Rounds], closed: Mappi
     report.say(f"Better than carpool by more than 3 %: {'; '.join(better) or 'none'}.")
 
 
-def describe(case: Case, rounds: int, seconds: float, report: Report) -> None:
+def _number(value: float, digits: int = 2) -> str:
+    """A dash where there was no good answer."""
+    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def describe(case: Case, report: Report) -> None:
     """What was measured, on what, how."""
     report.say(f"# carpool as a model server against its peers: {case.name}\n")
     report.say(f"{describe_run()}\n")
     report.say(
         f"{describe_machine()}. {_how_carpool_runs()} The load generator shares the cores. "
-        f"Medians of {rounds} rounds of {seconds:g} s. "
-        f"Batches of at most {BATCH}; peers may wait {case.wait_ms} ms for more.\n"
+        f"Medians of {case.rounds} rounds of {case.seconds:g} s. "
+        f"Batches of at most {BATCH}; peers may wait {case.wait_ms} ms for more. {_differences(case)}\n"
     )
+
+
+def _differences(case: Case) -> str:
+    """What is not as in every case."""
+    own = f"carpool has `{' '.join(case.flags)}`, for the 1,000 users. " if case.flags else ""
+    if case.peers_in_open_loops:
+        return f"{own}Open loops are for those who answered as much with {USERS} users."
+    return f"{own}Open loops are for carpool alone, as each answer takes the peers seconds."
 
 
 def _how_carpool_runs() -> str:
@@ -306,16 +342,17 @@ def main() -> None:
     """Measure, print, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, help="the case's own if it is not given, as with --seconds")
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--only", default="", help="peers, with commas between; all if it is not given")
     parser.add_argument("--quick", action="store_true", help="one round of 2 s, to see that it works; no file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server is to outlive this, least of all asleep
-    rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     case, report = CASES[options.case], Report()
-    describe(case, rounds, seconds, report)
-    compare(case, rounds, seconds, [name for name in options.only.split(",") if name], report)
+    rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
+    case = replace(case, rounds=rounds or case.rounds, seconds=seconds or case.seconds)
+    describe(case, report)
+    compare(case, [name for name in options.only.split(",") if name], report)
     if not options.quick:
         path = ROOT / "benchmarks" / "results" / f"peers_{case.name}.md"
         path.write_text("\n".join(report.lines) + "\n", encoding="utf-8")

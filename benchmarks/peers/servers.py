@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 import carpool
+from benchmarks.machine import cpu_of
 from benchmarks.peers.cases import BATCH, Case, Question
 from benchmarks.peers.model import SENTENCE_TRANSFORMER
 
@@ -104,9 +105,9 @@ def peers(case: Case) -> tuple[Peer, ...]:
 
 
 def _carpool(case: Case) -> Peer:
-    """`carpool serve` by this Python, with its defaults."""
+    """`carpool serve` by this Python, with its defaults but for the case's flags."""
     path = "/embed" if case.dialect == "native" else "/predict"
-    command = ("-m", "carpool", "serve", "--port", "{port}", "--model", case.spec)
+    command = ("-m", "carpool", "serve", "--port", "{port}", "--model", case.spec, *case.flags)
     return Peer("carpool", "", (), command, case.model, case.dialect, path)
 
 
@@ -188,7 +189,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time so far of the processes that it has."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
+        return cpu_of(self.processes)
 
     def ask(self, question: Question) -> Any:
         """Its answer: a number, or a vector."""

@@ -16,9 +16,10 @@ from benchmarks.peers.model import load
 model = load(os.environ["MODEL"])
 
 
-# It refuses what it expects to wait longer than 1.5 times the target. What it expects it learns from the time
-# between batches, idle time included: with the default of 0.1 s it refused 99 % of 64 users after a pause.
-TARGET_SECONDS = 30.0
+# It refuses (429) what it expects to wait longer than 1.5 times the target. What it expects it learns from the
+# time between batches, idle time included. After the pauses that it has here, while others are measured, it
+# refused 99 % of 64 users with the default of 0.1 s, and 12 % with 30 s.
+TARGET_SECONDS = 3600.0
 
 
 @register(name="peer")

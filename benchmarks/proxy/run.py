@@ -38,7 +38,7 @@ from operator import attrgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.machine import describe_machine, describe_run
+from benchmarks.machine import cpu_of_everyone, describe_machine, describe_run, wait_until_quiet
 from benchmarks.proxy.load import Load, as_much_as_it_takes, at_rate
 from benchmarks.proxy.programs import (
     OTHER_CORE,
@@ -49,7 +49,7 @@ from benchmarks.proxy.programs import (
     run_device,
     run_nginx,
 )
-from benchmarks.proxy.usage import OTHERS_CORES, Meter, Usage, resident_bytes, wait_for_quiet
+from benchmarks.proxy.usage import OTHERS_CORES, QUIET_SECONDS, Meter, Usage, resident_bytes
 
 A_MS, C_MS, BATCH_SIZE = 8.0, 0.5, 32  # the main case of the scheduler's simulations; carpool's default size
 SATURATION = BATCH_SIZE / (A_MS + C_MS * BATCH_SIZE) * 1000  # texts a second of one serial device
@@ -158,7 +158,7 @@ class Report:
 def measure(program: Program, device: Program, load: Callable[[], Load], tries: int) -> Round:
     """Put a load on a program, again if others disturbed it."""
     for dropped in range(tries):
-        wait_for_quiet()
+        wait_until_quiet(cpu_of_everyone, OTHERS_CORES, QUIET_SECONDS)
         count_batches(device)
         meter = Meter(program.processes, device.processes)
         result = Round(load(), meter.stop(), dropped, count_batches(device))

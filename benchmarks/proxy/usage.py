@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.machine import cpu_of_everyone
+from benchmarks.machine import cpu_of, cpu_of_everyone
 
 OTHERS_CORES = 0.15  # a run in which others used more of the machine than this is not taken at its word
 QUIET_SECONDS = 15.0  # how long to wait for the machine to be that quiet
@@ -55,23 +55,9 @@ class Meter:
         ours = resource.getrusage(resource.RUSAGE_SELF)
         commands = resource.getrusage(resource.RUSAGE_CHILDREN)
         load = ours.ru_utime + ours.ru_stime + commands.ru_utime + commands.ru_stime
-        return time.monotonic(), cpu_of_everyone(), _of(self._proxy), _of(self._upstream), load
-
-
-def wait_for_quiet() -> None:
-    """Wait until nobody uses the machine, but not for ever."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < deadline:
-        meter = Meter((), ())
-        time.sleep(0.5)
-        if meter.stop().others_cores <= OTHERS_CORES:
-            return
+        return time.monotonic(), cpu_of_everyone(), cpu_of(self._proxy), cpu_of(self._upstream), load
 
 
 def resident_bytes(processes: Sequence[psutil.Process]) -> int:
     """The memory that a program occupies."""
     return sum(process.memory_info().rss for process in processes)
-
-
-def _of(processes: Sequence[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes)

@@ -8,8 +8,8 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,17 @@ from carpool.wire.call import Call
 @pytest.fixture(autouse=True)
 def _toy_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+
+
+@asynccontextmanager
+async def toy() -> AsyncIterator[ProcessBackend]:
+    """A started backend with a worker of its own."""
+    backend = ProcessBackend("toy_model:load", {})
+    await backend.start(lambda: None)
+    try:
+        yield backend
+    finally:
+        await backend.close()
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -108,14 +119,12 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
     """The same process answers the next batch."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        pid = pid_in(await backend.run([b'"a"']))
-        with pytest.raises(BackendError, match="the model raised ValueError") as caught:
-            await backend.run([b'"a"', b'"raise"'])
-        assert str(caught.value.__cause__) == "no"
-        assert pid_in(await backend.run([b'"print"'])) == pid
-        await backend.close()
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            with pytest.raises(BackendError, match="the model raised ValueError") as caught:
+                await backend.run([b'"a"', b'"raise"'])
+            assert str(caught.value.__cause__) == "no"
+            assert pid_in(await backend.run([b'"print"'])) == pid
 
     run(main())
 
@@ -124,16 +133,14 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     """Its callers get an error at once, the next batch waits for the new worker."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        pid = pid_in(await backend.run([b'"a"']))
-        with pytest.raises(BackendError, match="the worker process died"):
-            await backend.run([b'"a"', b'"die"'])
-        assert "the worker process died" in str(backend.trouble())
-        await turns_until(lambda: "(status -9)" in str(backend.trouble()))
-        assert pid_in(await backend.run([b'"b"'])) != pid
-        assert backend.trouble() is None
-        await backend.close()
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            with pytest.raises(BackendError, match="the worker process died"):
+                await backend.run([b'"a"', b'"die"'])
+            assert "the worker process died" in str(backend.trouble())
+            await turns_until(lambda: "(status -9)" in str(backend.trouble()))
+            assert pid_in(await backend.run([b'"b"'])) != pid
+            assert backend.trouble() is None
 
     run(main())
 
@@ -158,18 +165,16 @@ def test_a_batch_that_meets_a_dead_worker_is_told_so(run_in_a_loop: Callable[...
     """However much of that end the loop has seen by then: the batch was not at fault, and may be run again."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        for turns in range(4):
-            pid = pid_in(await backend.run([b'"a"']))
-            os.kill(pid, signal.SIGKILL)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            try:
-                assert pid_in(await backend.run([b'"b"'])) != pid
-            except Crashed:
-                continue
-        await backend.close()
+        async with toy() as backend:
+            for turns in range(4):
+                pid = pid_in(await backend.run([b'"a"']))
+                os.kill(pid, signal.SIGKILL)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                try:
+                    assert pid_in(await backend.run([b'"b"'])) != pid
+                except Crashed:
+                    continue
 
     run_in_a_loop(asyncio.wait_for(main(), 60))
 
@@ -178,14 +183,12 @@ def test_a_worker_killed_while_idle_is_replaced_before_a_batch_finds_out() -> No
     """Health says so meanwhile."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        pid = pid_in(await backend.run([b'"a"']))
-        os.kill(pid, signal.SIGKILL)
-        await turns_until(lambda: backend.trouble() is not None)
-        await turns_until(lambda: backend.trouble() is None)
-        assert pid_in(await backend.run([b'"b"'])) != pid
-        await backend.close()
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            os.kill(pid, signal.SIGKILL)
+            await turns_until(lambda: backend.trouble() is not None)
+            await turns_until(lambda: backend.trouble() is None)
+            assert pid_in(await backend.run([b'"b"'])) != pid
 
     run(main())
 
@@ -194,14 +197,12 @@ def test_a_worker_that_hangs_is_ended_when_its_batch_is_cancelled() -> None:
     """Only a new process is sure to be idle."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        pid = pid_in(await backend.run([b'"a"']))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(backend.run([b'"hang"']), 0.2)
-        await turns_until(lambda: backend.trouble() is not None)
-        assert pid_in(await backend.run([b'"b"'])) != pid
-        await backend.close()
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(backend.run([b'"hang"']), 0.2)
+            await turns_until(lambda: backend.trouble() is not None)
+            assert pid_in(await backend.run([b'"b"'])) != pid
 
     run(main())
 
@@ -223,13 +224,11 @@ def test_the_signals_of_a_shutdown_do_not_end_a_worker() -> None:
     """Ctrl-C reaches the whole process group; the worker must finish what was admitted."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        pid = pid_in(await backend.run([b'"a"']))
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-        assert pid_in(await backend.run([b'"b"'])) == pid
-        await backend.close()
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+            assert pid_in(await backend.run([b'"b"'])) == pid
 
     run(main())
 
@@ -255,13 +254,18 @@ def test_batches_of_any_size_reach_the_model_as_they_are() -> None:
     """Whether they go through the socket or through shared memory, in whatever order the two are used."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        for size, count in [(10, 3), (shared.LEAST, 1), (200_000, 7), (20_000, 20), (shared.LEAST, 9), (10, 3)]:
-            items = [f'"{number:{size}}"'.encode() for number in range(count)]
-            results = await backend.run(items)
-            assert [json.loads(result)[0] for result in results] == [json.loads(item) for item in items]
-        await backend.close()
+        async with toy() as backend:
+            for size, count in [
+                (10, 3),
+                (shared.LEAST, 1),
+                (200_000, 7),
+                (20_000, 20),
+                (shared.LEAST, 9),
+                (10, 3),
+            ]:
+                items = [f'"{number:{size}}"'.encode() for number in range(count)]
+                results = await backend.run(items)
+                assert [json.loads(result)[0] for result in results] == [json.loads(item) for item in items]
 
     run(main())
 
@@ -270,12 +274,10 @@ def test_a_vector_comes_with_what_the_model_knows_of_it() -> None:
     """Also beside a result that is none."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        other, vector = await backend.run([b'"a"', b'"vector"'])
-        assert (vector, vector.tokens, vector.floats) == (b"[1.0]", 3, struct.pack("<f", 1))
-        assert (json.loads(other)[0], other.tokens, other.floats) == ("a", 0, b"")
-        await backend.close()
+        async with toy() as backend:
+            other, vector = await backend.run([b'"a"', b'"vector"'])
+            assert (vector, vector.tokens, vector.floats) == (b"[1.0]", 3, struct.pack("<f", 1))
+            assert (json.loads(other)[0], other.tokens, other.floats) == ("a", 0, b"")
 
     run(main())
 
@@ -312,14 +314,12 @@ def test_the_batch_that_waits_for_a_worker_that_dies_is_run_by_the_next() -> Non
     """It has not run, so it is not to blame."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        for _ in range(2):
-            batches = (backend.run(large(text)) for text in ("die", "b"))
-            answers = await asyncio.gather(*batches, return_exceptions=True)
-            assert isinstance(answers[0], Crashed)
-            assert texts_in(answers[1]) == ["b", "b"]
-        await backend.close()
+        async with toy() as backend:
+            for _ in range(2):
+                batches = (backend.run(large(text)) for text in ("die", "b"))
+                answers = await asyncio.gather(*batches, return_exceptions=True)
+                assert isinstance(answers[0], Crashed)
+                assert texts_in(answers[1]) == ["b", "b"]
 
     run(main())
 
@@ -328,16 +328,14 @@ def test_a_batch_that_is_given_up_leaves_the_worker_and_its_memory_to_the_next()
     """Whether it is being written, waits for its turn, or runs."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        for seconds in (0, 0.001, 0.1):
-            batches = [asyncio.create_task(backend.run(large("sleep"))) for _ in range(3)]
-            await asyncio.sleep(seconds)
-            for batch in batches:
-                batch.cancel()
-            await asyncio.wait(batches)
-            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
-        await backend.close()
+        async with toy() as backend:
+            for seconds in (0, 0.001, 0.1):
+                batches = [asyncio.create_task(backend.run(large("sleep"))) for _ in range(3)]
+                await asyncio.sleep(seconds)
+                for batch in batches:
+                    batch.cancel()
+                await asyncio.wait(batches)
+                assert texts_in(await backend.run(large("b"))) == ["b", "b"]
 
     run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from time import perf_counter
 
 import pytest
 
@@ -111,6 +112,29 @@ def test_an_open_loop_without_a_free_connection_is_late_and_says_so() -> None:
     load = measure(constant, [script] * 8, patience=0.1)
     assert Counter(load.record.status)[UNANSWERED] == len(load.record) == 30
     assert len(load.record.late) == 8
+
+
+def test_an_open_loop_that_is_behind_at_the_end_sends_all_the_same() -> None:
+    """What was due is late, and not left out; what was due after the end is not sent."""
+
+    async def main() -> Load:
+        async with RawUpstream() as server:
+            load = constant(Target(server.url, "tei"))
+            await load.prepare()
+            start = perf_counter() - 0.5
+            load.until = start + SECONDS
+            load.record.restart(start)
+            load.start(start)
+            load.send_rest()
+            async with asyncio.timeout(5):
+                while load.in_flight:
+                    await asyncio.sleep(0)
+            load.close()
+            return load
+
+    record = asyncio.run(main()).record
+    assert len(record.status) == len(record.late) == 30
+    assert min(record.late) > 0.2
 
 
 def test_a_closed_loop_has_one_request_of_each_user() -> None:

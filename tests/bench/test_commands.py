@@ -124,7 +124,7 @@ def test_pictures_reach_the_model_as_pictures(gallery: RunningServer, source: st
         for number, image in enumerate(generate_images(32, 24, 2, "image/jpeg")):
             (tmp_path / f"{number}.jpeg").write_bytes(image.content)
         source = str(tmp_path)
-    result = invoke(gallery.url, "--users", "4", "--dialect", "predict", "--images", source, *LOAD)
+    result = invoke(gallery.url, "--users", "4", "--warm-up", "0", "--images", source, *LOAD)
     assert result.exit_code == 0, result.stderr
     assert "errors     none" in result.stdout
 

@@ -59,10 +59,16 @@ def test_files_without_anything_to_send_are_refused(tmp_path: Path) -> None:
 def test_quantities_are_read_as_people_write_them() -> None:
     """And what cannot be read is refused with examples."""
     assert [units.seconds(text) for text in ("500ms", "60s", "2m", "1h", "1.5")] == [0.5, 60, 120, 3600, 1.5]
+    assert units.seconds("0s", may_be_none=True) == 0
     assert (units.span("128"), units.span("10-50")) == ((128, 128), (10, 50))
     assert units.numbers("200..1000") == [200, 400, 600, 800, 1000]
     assert units.numbers("5,50") == [5, 50]
-    for read, text in ((units.seconds, "soon"), (units.span, "50-10"), (units.numbers, "1,,2")):
+    for read, text in (
+        (units.seconds, "soon"),
+        (units.seconds, "0"),
+        (units.span, "50-10"),
+        (units.numbers, "1,,2"),
+    ):
         with pytest.raises(ConfigError, match=f'"{text}".*allowed'):
             read(text)
 

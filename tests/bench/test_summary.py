@@ -6,6 +6,7 @@ from math import nan
 
 import pytest
 
+from carpool.bench import record as record_module
 from carpool.bench.record import LOST, UNANSWERED, Record
 from carpool.bench.scrape import between, parse
 from carpool.bench.summary import Results, complain, histogram, percentile, summarise
@@ -46,6 +47,28 @@ def test_answers_after_the_end_have_a_latency_and_no_part_in_the_throughput() ->
     results = results_of(record_of([50.0] * 100 + [20_000.0] * 100), seconds=2.0)
     assert results.throughput == pytest.approx(50)
     assert results.latency.p99 == pytest.approx(20_000)
+
+
+def test_a_long_run_takes_no_more_memory_than_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An even share is kept, by which the figures are those of all; counts and the longest are exact."""
+    monkeypatch.setattr(record_module, "MOST", 3000)
+    count = 100_000
+    record = record_of(
+        [float(1 + place % 32) for place in range(count - 1)] + [5000.0],  # in batches of 32
+        [429 if place == 7 else 200 for place in range(count)],
+    )
+    for _ in range(count):
+        record.send(0.001)
+    assert max(len(record.due), len(record.ended), len(record.status), len(record.late)) < 3000
+    results = results_of(record, seconds=count / 100 + 5)
+    assert (results.requests, results.errors) == (count, {"429 Too Many Requests": 1})
+    assert results.latency.max == pytest.approx(5000)
+    assert (results.latency.p50, results.latency.p95) == pytest.approx((16, 31), abs=1)
+    assert results.throughput * results.seconds == pytest.approx(count, rel=0.001)
+    assert sum(bucket.answers for bucket in results.histogram) == pytest.approx(count, rel=0.001)
+    assert results.over_requests[-1].end == pytest.approx(count, rel=0.02)
+    assert results.over_requests[3].rate == pytest.approx(100, rel=0.01)
+    assert len(results.over_time) <= 60
 
 
 def test_windows_cover_the_run_and_every_request_once() -> None:

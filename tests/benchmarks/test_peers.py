@@ -2,14 +2,16 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isnan, nan
 
 import pytest
 from benchmarks.peers.cases import CASES, Question
-from benchmarks.peers.loads import Round, Rounds, ahead
+from benchmarks.peers.loads import Round, Rounds, ahead, one_by_one
 from benchmarks.peers.model import Noop, load
-from benchmarks.peers.run import Report, judge_crowd, judge_throughput
+from benchmarks.peers.run import Report, judge_crowd, judge_throughput, show
 from benchmarks.peers.servers import Server, peers, run
 
+from carpool.bench.run import Plan
 from tests.support.servers import until
 
 
@@ -83,6 +85,38 @@ def test_each_case_has_its_bars(case: str, peers: dict[str, float], expected: li
     rates = {"carpool": 120.0, **peers}
     judge_throughput(CASES[case], {name: rounds(rate, 1, 1, 1) for name, rate in rates.items()}, report)
     assert [line.removeprefix("- ").split(", at ")[0] for line in report.lines] == expected
+
+
+def test_a_server_without_a_good_answer_is_no_result() -> None:
+    """Its bar says so instead of being left out; rounds that have figures are enough for a median."""
+    report, peer = Report(), rounds(0.0, nan, nan, nan)
+    judge_throughput(CASES["resnet18"], {"carpool": rounds(9, 1, 1, 1), "smartbatch": peer}, report)
+    assert report.lines == ["- NO RESULT: req/s of carpool, of smartbatch's: -, at least 1.50"]
+    assert isnan(peer.median(lambda one: one.p50_ms))
+    peer.all.append(rounds(5.0, 7.0, 8.0, 9.0).all[0])
+    assert peer.median(lambda one: one.p50_ms) == 7.0
+
+
+def test_what_failed_is_told_by_name() -> None:
+    """A peer's own refusals are not taken for the load generator's patience."""
+    report, peer = Report(), rounds(5, 1, 1, 1)
+    peer.all[0] = replace(peer.all[0], errors={"429 Too Many Requests": 3})
+    peer.all.append(replace(peer.all[0], errors={"429 Too Many Requests": 1, "not answered": 2}))
+    show(report, "64 users", {"carpool": rounds(9, 1, 1, 1), "smartbatch": peer}, {})
+    assert "Failed, smartbatch, in all rounds: 4 x 429 Too Many Requests, 2 x not answered.\n" in report.lines
+
+
+def test_texts_that_come_while_another_runs_wait_for_it() -> None:
+    """Ten a second that take 90 ms each, and every second one nothing: the second waits for the first."""
+    plan = Plan(1.0, 0.0, rate=10.0, arrivals="constant")
+    assert one_by_one(plan, [90.0]) == pytest.approx(90.0)
+    assert one_by_one(plan, [150.0, 0.0]) == pytest.approx((150.0 + 50.0) / 2)
+
+
+def test_the_crowds_carpool_waits_as_long_as_its_users() -> None:
+    """Who asks for two engines gets both with the flags of the case."""
+    for peer in peers(CASES["resnet18"])[:2]:
+        assert "--queue-timeout-ms 300000" in " ".join(peer.command)
 
 
 def test_nobody_in_the_crowd_may_fail() -> None:

@@ -124,6 +124,7 @@ class Load(ABC):
             await _sleep_until(start + warm_up)
             self.record.restart(perf_counter())
         await _sleep_until(self.until)
+        self.send_rest()
         if self.in_flight:
             try:
                 async with asyncio.timeout(patience):
@@ -135,6 +136,10 @@ class Load(ABC):
     @abstractmethod
     def start(self, now: float) -> None:
         """Begin."""
+
+    @abstractmethod
+    def send_rest(self) -> None:
+        """The time is over: send what was due before."""
 
     @abstractmethod
     def release(self, connection: Connection, now: float) -> None:
@@ -211,6 +216,9 @@ class ClosedLoop(Load):
         for connection in list(self._connections):
             self.release(connection, now)
 
+    def send_rest(self) -> None:
+        """Users ask when they are answered, and never late."""
+
     def release(self, connection: Connection, now: float) -> None:
         """The user's next request."""
         if now < self.until and connection.is_open:
@@ -267,6 +275,11 @@ class OpenLoop(Load):
         self._due = now + next(self._times)
         self._send_due()
 
+    def send_rest(self) -> None:
+        """A load generator that is behind at the end must not get away with it: all are sent, and are late."""
+        while self._due < self.until:
+            self._send_due()
+
     def release(self, connection: Connection, now: float) -> None:
         """It carries who has waited longest, or rests. The last used is used first, the others may go idle."""
         if self._backlog:
@@ -300,7 +313,7 @@ class OpenLoop(Load):
         """Send what is due, and come back for the next."""
         now = perf_counter()
         for _ in range(_MOST_TOGETHER):
-            if self._due > now:
+            if self._due > now or self._due >= self.until:
                 break
             self._send(now)
             now = perf_counter()
@@ -318,5 +331,5 @@ class OpenLoop(Load):
             self._spawn_connection()
 
     def _start(self, connection: Connection, due: float, now: float) -> None:
-        self.record.late.append(now - due)
+        self.record.send(now - due)
         connection.send(due, self._next_request())

@@ -95,7 +95,7 @@ _what = _options(
     click.option("--texts", type=Path, help="Texts from this file, one a line."),
 )
 _how = _options(
-    click.option("--dialect", type=click.Choice(DIALECTS), default="native", show_default=True),
+    click.option("--dialect", type=click.Choice(DIALECTS), help="Default: native, or predict for pictures."),
     click.option("--model", default="default", show_default=True, help="For openai and kserve."),
     click.option("--header", multiple=True, help="Another header, as in 'Authorization: Bearer KEY'."),
 )
@@ -126,7 +126,8 @@ def run_command(url: str, out: Path | None, **options: Any) -> None:
     with one_line_errors():
         if out is not None:
             plots.check_installed()
-        target = Target(url, options["dialect"], options["model"], options["header"])
+        dialect = options["dialect"] or ("predict" if options["images"] else "native")
+        target = Target(url, dialect, options["model"], options["header"])
         requests, what = encode_inputs(target, options)
         plan = read_plan(options)
         results = run(target, requests, plan)
@@ -167,7 +168,9 @@ def read_plan(options: dict[str, Any]) -> Plan:
     warm_up = options["warm_up"]
     return Plan(
         duration=duration,
-        warm_up=units.seconds(warm_up) if warm_up else min(_WARM_UP_SHARE * duration, _LONGEST_WARM_UP),
+        warm_up=units.seconds(warm_up, may_be_none=True)
+        if warm_up
+        else min(_WARM_UP_SHARE * duration, _LONGEST_WARM_UP),
         users=0 if rate or trace else users or 64,
         rate=rate,
         arrivals="trace" if trace else options["arrivals"],

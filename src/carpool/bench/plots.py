@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "#222222", "#777777", "#e8e8e8"
 ORANGE, BLUE, GREY, RED = "#d1450b", "#1f5fa8", "#8a8a8a", "#b3261e"
 _DPI = 150
+_HEADROOM = 1.15  # above the highest peak: the legend is there
 _LOOK: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -93,14 +94,16 @@ def _two_ways(
 ) -> Figure:
     """The same curves over time and over the requests so far."""
     with canvas(2, title) as (figure, panels):
+        from matplotlib.ticker import EngFormatter
+
         ways = (("seconds", results.over_time), ("requests answered so far", results.over_requests))
         for axes, (label, windows) in zip(panels, ways, strict=True):
             answered = [window for window in windows if window.rate or window.errors]
             draw(axes, [window.end for window in answered], answered)
             axes.set_xlabel(label)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, _HEADROOM * axes.get_ylim()[1])
             axes.set_xlim(left=0)
-            axes.margins(y=0.15)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
@@ -124,7 +127,6 @@ def _draw_tail(axes: Axes, ends: Sequence[float], windows: Sequence[Window]) -> 
 def _area(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str) -> None:
     axes.fill_between(x, 0, y, color=colour, alpha=0.12, linewidth=0)
     axes.plot(x, y, color=colour, linewidth=1.8, label=label)
-    axes.set_ylim(0, 1.15 * max((value for value in y if value == value), default=1.0))
 
 
 def _histogram(results: Results) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from bisect import bisect_left
 from time import perf_counter
 from typing import TextIO
 
@@ -11,6 +12,7 @@ from carpool.bench.client import Load
 from carpool.bench.summary import percentile
 
 _EVERY, _EVERY_IN_A_FILE = 0.5, 10.0  # seconds
+_MOST_SHOWN = 5000  # requests in the percentiles: a look must not make the next request late
 _WIDTH = 24  # characters of the bar
 
 
@@ -35,16 +37,15 @@ async def show(load: Load, label: str, total: float, stream: TextIO = sys.stderr
 def describe(load: Load, label: str, share: float, seconds: float) -> str:
     """One line about the last so many seconds."""
     record = load.record
-    first, since = len(record), perf_counter() - seconds
-    while first and record.ended[first - 1] >= since:
-        first -= 1
-    statuses = record.status[first:]
+    first = bisect_left(record.ended, perf_counter() - seconds)
+    rate = (len(record.ended) - first) * record.every / seconds
+    first = max(first, len(record.ended) - _MOST_SHOWN)
     latencies = sorted(
         (ended - due) * 1000 for due, ended in zip(record.due[first:], record.ended[first:], strict=True)
     )
     done = round(min(share, 1.0) * _WIDTH)
     return (
-        f"{label} [{'#' * done}{'.' * (_WIDTH - done)}] {len(statuses) / seconds:,.0f} req/s  "
+        f"{label} [{'#' * done}{'.' * (_WIDTH - done)}] {rate:,.0f} req/s  "
         f"p50 {percentile(latencies, 0.5):.1f} ms  p99 {percentile(latencies, 0.99):.1f} ms  "
         f"{record.failed} errors  {load.in_flight} in flight"
     )

@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from itertools import compress, pairwise
 from math import ceil, log, nan
@@ -76,6 +76,7 @@ class Results:
     requests: int
     seconds: float
     throughput: float  # good answers a second
+    until_last: float  # seconds from the start to the last answer, which may be after the end
     errors: Mapping[str, int]
     latency: Latency
     generator: Generator
@@ -105,20 +106,21 @@ def summarise(
     outcomes = array("d", map(_outcome, record.due, record.ended, record.status))
     counts = [due >= record.since for due in record.due]
     latencies = good(compress(outcomes, counts))
-    latency = describe(latencies)
+    latency = replace(describe(latencies), max=record.longest * 1000 if latencies else nan)
     late_p50, late_p99 = (percentile(sorted(late) or [0.0], share) * 1000 for share in (0.5, 0.99))
     complaint = complain(late_p99, latency.p50, cpu_share, is_open, late_limit * 1000)
     over_time = _over_time(record, outcomes, seconds)
     return Results(
-        requests=sum(counts),
+        requests=record.requests,
         seconds=seconds,
         throughput=sum(window.rate for window in over_time) / len(over_time),
-        errors=count_errors(compress(record.status, counts)),
+        until_last=record.ended[-1] - record.since if record.ended else nan,
+        errors=count_errors(record.errors),
         latency=latency,
         generator=Generator(late_p50, late_p99, cpu_share, complaint),
         over_time=over_time,
         over_requests=_over_requests(record, outcomes),
-        histogram=histogram(latencies),
+        histogram=histogram(latencies, record.every),
         batch_sizes=batch_sizes,
         average_batch=average_batch,
     )
@@ -145,10 +147,9 @@ def describe(ascending: Sequence[float]) -> Latency:
     return Latency(mean, *(percentile(ascending, share) for share in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)))
 
 
-def count_errors(statuses: Iterable[int]) -> dict[str, int]:
+def count_errors(statuses: Mapping[int, int]) -> dict[str, int]:
     """What failed, by its name."""
-    counted = Counter(statuses)
-    return {_name(status): count for status, count in sorted(counted.items()) if not 200 <= status < 300}
+    return {_name(status): count for status, count in sorted(statuses.items()) if count}
 
 
 def _name(status: int) -> str:
@@ -171,12 +172,12 @@ def complain(late_p99: float, p50: float, cpu_share: float, is_open: bool, limit
     return ""
 
 
-def histogram(ascending: Sequence[float]) -> list[Bucket]:
-    """Counts in buckets that grow by a constant ratio, without the empty ends."""
+def histogram(ascending: Sequence[float], each: int = 1) -> list[Bucket]:
+    """Counts in buckets that grow by a constant ratio, without the empty ends. Each stands for so many."""
     places = Counter(ceil(log(max(value, 1e-3)) / log(_BUCKET)) for value in ascending)
     if not places:
         return []
-    return [Bucket(_BUCKET**place, places[place]) for place in range(min(places), max(places) + 1)]
+    return [Bucket(_BUCKET**place, places[place] * each) for place in range(min(places), max(places) + 1)]
 
 
 def _windows(requests: int) -> int:
@@ -190,7 +191,7 @@ def _over_time(record: Record, outcomes: array[float], seconds: float) -> list[W
     ends = [width * (place + 1) for place in range(count)]
     cuts = [0, *(bisect_right(record.ended, record.since + end) for end in ends)]
     return [
-        _window(outcomes[first:last], end, width)
+        _window(outcomes[first:last], end, width / record.every)
         for (first, last), end in zip(pairwise(cuts), ends, strict=True)
     ]
 
@@ -201,7 +202,8 @@ def _over_requests(record: Record, outcomes: array[float]) -> list[Window]:
     windows, start = [], record.since
     for last in range(size, len(outcomes) + 1, size):
         end = record.ended[last - 1]
-        windows.append(_window(outcomes[last - size : last], last, max(end - start, 1e-9)))
+        seconds = max(end - start, 1e-9)
+        windows.append(_window(outcomes[last - size : last], last * record.every, seconds / record.every))
         start = end
     return windows
 

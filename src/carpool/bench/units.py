@@ -9,10 +9,10 @@ from carpool.errors import ConfigError
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def seconds(text: str) -> float:
-    """`500ms`, `60s`, `2m`, `1h`, or a plain number of seconds."""
+def seconds(text: str, may_be_none: bool = False) -> float:
+    """`500ms`, `60s`, `2m`, `1h`, or a plain number of seconds; `0` only if that means something."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|)", text.strip())
-    if not found or not float(found[1]):
+    if not found or not (float(found[1]) or may_be_none):
         raise ConfigError(f'duration "{text}" is not one', "allowed: 500ms, 60s, 2m, 1h")
     return float(found[1]) * _SECONDS[found[2]]
 
