@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -89,6 +91,22 @@ def test_a_body_that_is_not_data_is_refused(body: bytes) -> None:
     """With what is expected."""
     with pytest.raises(BadInput, match=r'expected \{"data"'):
         payloads.read(body, "float32")
+
+
+@pytest.mark.usefixtures("reader")
+def test_numbers_are_read_one_after_the_other_and_side_by_side() -> None:
+    """What was read before changes nothing: another size, another shape, nothing that could be read."""
+    rows = [[[place] * width] * 2 for place, width in enumerate((1, 1000, 3, 50_000, 2))]
+    bodies = [b'{"data": ' + json.dumps(one).encode() + b"}" for one in rows]
+    with ThreadPoolExecutor(4) as threads:
+        for read, row in zip(threads.map(_read_after_a_bad_one, bodies * 20), rows * 20, strict=True):
+            assert np.asarray(read).tolist() == row
+
+
+def _read_after_a_bad_one(body: bytes) -> Any:
+    with suppress(BadInput):
+        payloads.read(body[:-2], "float32")
+    return payloads.read(body, "float32")
 
 
 def test_flat_numbers_are_put_into_shape() -> None:

@@ -119,6 +119,28 @@ def test_however_requests_are_cut_each_gets_its_own_reply_in_its_turn(
     run(main())
 
 
+def test_a_body_that_comes_byte_by_byte_takes_little_more_than_its_bytes() -> None:
+    """It is kept in few pieces, and comes out whole, also where large ones follow."""
+    word = "".join(map(str, range(12_000)))
+    body = text(word)
+    small, large = body[:40_000], [body[40_000:45_000], body[45_000:]]
+    request = post_chunked(*(small[at : at + 1] for at in range(len(small))), *large)
+
+    async def main() -> None:
+        async with lane(Echo(), limit=100_000) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await turns_until(lambda: bool(server.connections))
+            (connection,) = server.connections
+            connection.data_received(request[:-1])
+            assert len(connection._serving.pieces) <= 4
+            connection.data_received(request[-1:])
+            status, answer = await read_reply(reader)
+            assert is_answer_to("chunked", word, status, answer)
+            writer.close()
+
+    run(main())
+
+
 @LOOPS
 def test_a_client_that_does_not_read_pins_little_and_is_not_worked_for(new_loop: Callable[[], Any]) -> None:
     """Once its replies do not leave, its requests wait; when it reads again it gets every one of them."""

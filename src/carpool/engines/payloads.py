@@ -7,6 +7,7 @@ It runs in the worker. Each library is imported when the first payload needs it;
 from __future__ import annotations
 
 import io
+from collections import deque
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +31,14 @@ _MOST_PIXELS = 50_000_000
 class _Body(msgspec.Struct):
     data: Any
 
+
+# The parser of numbers that is kept, where none is at work: a new one's memory, several times the body's, takes
+# a fifth of the time. After a larger body it is let go.
+_parsers: deque[Any] = deque(maxlen=1)
+_LARGEST_KEPT = 8 * 1024**2
+
+# Bytes that are compared at a time: what that gives stays in the CPU's cache.
+_STRETCH = 256 * 1024
 
 _BODY = msgspec.json.Decoder(_Body)
 _EXPECTED = 'expected {"data": <what the model takes>}'
@@ -93,23 +102,40 @@ def _json(body: bytes | memoryview) -> Any:
 
 
 def _numbers(body: bytes | memoryview, dtype: str) -> Any:
-    """Numbers as an array of their own shape. Measured, 3 x 224 x 224: 5 to 7 ms with simdjson, 30 without."""
-    import numpy as np
-
+    """Numbers as an array of their own shape. Measured, 3 x 224 x 224: 10 ms with simdjson, 35 without."""
     try:
         import simdjson
     except ImportError:
         return _json(body)
     try:
-        parsed: Any = simdjson.Parser().parse(body)
-        data = parsed["data"]
-        if not isinstance(data, simdjson.Array):
-            return _json(body)
-        flat = np.frombuffer(data.as_buffer(of_type="d"), dtype=np.float64)
-        brackets = int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
-        return flat.astype(dtype).reshape(_regular_shape(data, flat.size, brackets))
-    except (ValueError, TypeError, KeyError, RuntimeError):
+        parser = _parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
+    try:
+        array = _parsed(parser, body, dtype)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return _json(body)  # which knows what is wrong, or reads what the other cannot
+    if len(body) <= _LARGEST_KEPT:
+        _parsers.append(parser)
+    return array
+
+
+def _parsed(parser: Any, body: bytes | memoryview, dtype: str) -> Array:
+    """The numbers in a body. Nothing that it returns refers to the parser, which could not be used again."""
+    import numpy as np
+
+    data = parser.parse(body)["data"]
+    flat = np.frombuffer(data.as_buffer(of_type="d"), dtype=np.float64)
+    return flat.astype(dtype).reshape(_regular_shape(data, flat.size, _brackets(body)))
+
+
+def _brackets(body: bytes | memoryview) -> int:
+    """How many arrays begin in it, or more."""
+    import numpy as np
+
+    letters = np.frombuffer(body, dtype=np.uint8)
+    stretches = range(0, len(letters), _STRETCH)
+    return sum(int(np.count_nonzero(letters[at : at + _STRETCH] == ord("["))) for at in stretches)
 
 
 def _regular_shape(data: Any, count: int, brackets: int) -> tuple[int, ...]:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # the body in two segments; what does not fit into the second one is no short text.
 _LONGEST_SPLIT = 65536
 
+# Bytes. A smaller piece of a body takes the next one into itself: a million pieces of one byte would be 60 MB.
+_LEAST_PIECE = 16384
+
 # Requests of one connection that wait behind the one that is being answered. Not fewer, as a client that hangs
 # up is noticed only while it is read from.
 _MOST_PIPELINED = 16
@@ -57,11 +60,11 @@ class Exchange:
     """A request of the lane and its reply. It has the attributes that uvicorn's protocol asks a request for."""
 
     __slots__ = (
-        "body",
         "disconnected",
         "keep_alive",
         "length",
         "more_body",
+        "pieces",
         "refusal",
         "request",
         "response_complete",
@@ -78,8 +81,8 @@ class Exchange:
         self.terms: Terms | None = None  # None where they cannot be read: then there is a refusal
         self.length: int | None = None  # as announced
         self.wants_continue = False
-        self.body = bytearray()
-        self.size = 0  # of the body, so far
+        self.pieces: list[bytes] = []  # of the body, so far
+        self.size = 0  # of them
         self.more_body = True  # not all of it has been read
         self.refusal: Reply | None = None  # known before all of it was read
         self.request: Request | None = None  # while the batcher has it
@@ -196,11 +199,15 @@ class FastLaneProtocol(HttpToolsProtocol):
             return
         try:
             self.lane.service.check_length(exchange.route, exchange.size)
-            exchange.body += body
+            pieces = exchange.pieces
+            if pieces and len(pieces[-1]) < _LEAST_PIECE:
+                pieces[-1] += body
+            else:
+                pieces.append(body)
             if exchange is not self._serving and exchange.size > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()  # until its turn comes
         except CarpoolError as error:
-            exchange.body.clear()
+            exchange.pieces.clear()
             exchange.refusal = exchange.route.encode_error(error)
             if exchange is self._serving:
                 self._reply(exchange.refusal)
@@ -317,7 +324,8 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def _enqueue(self, exchange: Exchange) -> None:
         assert exchange.terms is not None
-        body, exchange.body = bytes(exchange.body), bytearray()
+        body = b"".join(exchange.pieces)  # only now: what grows is copied again and again
+        exchange.pieces.clear()
         exchange.request = self.lane.service.enqueue(exchange.route, exchange.terms, body, self._reply)
 
     def _reply(self, reply: Reply) -> None:
