@@ -133,6 +133,24 @@ def test_padding_never_passes_the_maximum(tiny_dir: Path, embed: Embed, name: En
     assert embed(engine, ["word " * 50, "word"]).shape == (2, tiny_onnx.DIMENSIONS)
 
 
+def test_a_model_that_takes_no_fixed_width_keeps_free_shapes(make_model: MakeModel, embed: Embed) -> None:
+    """A text alone is padded further than its batch would be, but not past the positions that a model has."""
+    directory = make_model(tiny_onnx.few_positions(20))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
+    engine = load(directory, "openvino", threads=2)
+    alone = [embed(engine, [text])[0] for text in ("word " * 50, "word")]
+    assert np.sum(alone * embed(engine, ["word " * 50, "word"]), axis=1).min() > 0.9999
+
+
+@pytest.mark.parametrize("length", [1, 14, 15, 30, 31, 62, 63, 200])
+def test_the_width_a_text_is_padded_to_leaves_no_trace(
+    engine: TextEmbedding, embed: Embed, length: int
+) -> None:
+    """At both sides of each fixed width, a text alone has the vector that it has beside others."""
+    texts = [" ".join(["car"] * length), "a", "two cars", "a train to the sea"]
+    assert embed(engine, texts[:1])[0] @ embed(engine, texts)[0] > 0.9999
+
+
 @pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
 def test_a_missing_file_is_named(tiny_dir: Path, missing: str) -> None:
     """The operator learns which file to add."""

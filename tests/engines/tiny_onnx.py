@@ -23,6 +23,20 @@ def token_states(ids: str = "input_ids", mask: str = "attention_mask") -> bytes:
     return _model(_lookup(ids, mask, "last_hidden_state"), (ids, mask), {"last_hidden_state": 3})
 
 
+def few_positions(most: int) -> bytes:
+    """The same as `token_states`, but it adds to each token a position, of which it has only so many."""
+    nodes = _lookup("input_ids", "attention_mask", "found_by_id") + _node("Shape", ["input_ids"], "sizes")
+    nodes += _node("Slice", ["sizes", "axis", "two"], "tokens")
+    nodes += _node("Slice", ["positions", "zero", "tokens"], "used") + _node(
+        "Add", ["found_by_id", "used"], "sum"
+    )
+    more = _tensor("positions", np.zeros((most, DIMENSIONS), dtype=np.float32), _FLOAT)
+    more += b"".join(
+        _tensor(name, np.array([value], dtype=np.int64), _INT64) for name, value in (("zero", 0), ("two", 2))
+    )
+    return _model(nodes + more, ("input_ids", "attention_mask"), {"sum": 3})
+
+
 def sentence_vectors() -> bytes:
     """The same, and the sums over the tokens as a second output: [texts, 4]."""
     nodes = _lookup("input_ids", "attention_mask", "token_embeddings")

@@ -82,7 +82,7 @@ def choose_output(names: Sequence[str]) -> int:
     return names.index("sentence_embedding") if "sentence_embedding" in names else 0
 
 
-def unreadable(model: Path, error: Exception) -> ModelError:
+def unreadable(model: Path | str, error: Exception) -> ModelError:
     """The error for a model file that a library will not take."""
     return ModelError(f"{model} is not an ONNX model that can be loaded", _first_line(error))
 
