@@ -49,11 +49,11 @@ _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run ag
 _PAGE = resource.getpagesize()
 _ALIVE = ""  # the fate of a worker that has none yet
 
-# A second batch gains the time to bring it, and loses what would have joined it in the queue: only a large one
-# is worth it. A model of 5 ms, from one batch to the next (benchmarks/worker_transport.py): 32 items of 600 kB
-# 15.1 ms one at a time, 11.0 two; 4 of 3 MB 12.0 and 8.0; 32 of 200 B 5.7 and 5.7.
-_ONE_BATCH = Capacity(in_flight=1)
-_TWO_BATCHES = Capacity(in_flight=2)
+# A second batch gains the time to bring it, and loses what would have joined it in the queue: nothing, if it is
+# full, and less than it gains if it is large. A model of 5 ms, from one batch to the next
+# (benchmarks/worker_transport.py): 32 items of 600 kB 15.1 ms one at a time, 11.0 two; 4 of 3 MB 12.0 and 8.0.
+_SMALL_BATCHES = Capacity(in_flight=1, ahead=1)
+_LARGE_BATCHES = Capacity(in_flight=2)
 
 
 class Worker:
@@ -144,9 +144,9 @@ class Worker:
 class ProcessBackend:
     """Runs batches in a worker process of its own, one at a time, and replaces the process when it dies.
 
-    It takes a second batch while they are large: that one is brought to the worker's memory meanwhile, and the
-    worker reads it while it runs the first. If it dies, the first is blamed and the second waits for the next
-    worker. Either may have been at fault, so for a while a new worker gets one at a time.
+    It takes a second batch if that is full, or while they are large: the worker has it when the first is done,
+    and reads a large one before. If it dies, the first is blamed and the second waits for the next worker. As
+    either may have been at fault, a new worker gets one at a time for a while.
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
     and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
@@ -163,7 +163,7 @@ class ProcessBackend:
         max_memory: int | None = None,
     ) -> None:
         self.name = place.name
-        self.capacity = _ONE_BATCH
+        self.capacity = _SMALL_BATCHES
         self.info: dict[str, Any] = {}
         self._load = frames.Load(loader, arguments, place.device, list(place.cores))
         self._batch_timeout = batch_timeout
@@ -208,10 +208,10 @@ class ProcessBackend:
         call = group if isinstance(group, Call) else None
         sizes = list(map(len, items))
         if shared.LEAST <= sum(sizes) <= shared.MOST:
-            self._take(_TWO_BATCHES)
+            self._take(_LARGE_BATCHES)
             async with self._brought(items) as memory:
                 return await self._run(frames.Run(next(self._numbers), sizes, call, memory))
-        self._take(_ONE_BATCH)
+        self._take(_SMALL_BATCHES)
         return await self._run(frames.Run(next(self._numbers), sizes, call), items)
 
     async def close(self) -> None:
@@ -230,7 +230,7 @@ class ProcessBackend:
 
     async def _run(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> list[Any]:
         async with self._doorstep:
-            ahead = self._tell_ahead(batch)
+            ahead = self._tell_ahead(batch, payload)
             await self._turn.acquire()
         try:
             worker = await self._ready_worker()
@@ -253,14 +253,14 @@ class ProcessBackend:
         finally:
             self._turn.release()
 
-    def _tell_ahead(self, batch: frames.Run) -> tuple[Worker, Reply] | None:
-        """Have the worker read a large batch while it runs another."""
-        if batch.memory is None or not self._turn.locked() or time.monotonic() < self._careful_until:
+    def _tell_ahead(self, batch: frames.Run, payload: Sequence[bytes]) -> tuple[Worker, Reply] | None:
+        """Let the worker have a batch while it runs another."""
+        if not self._turn.locked() or time.monotonic() < self._careful_until:
             return None
         if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
             return None
         worker = self._worker.result()
-        return worker, self._send(worker, batch)
+        return worker, self._send(worker, batch, payload)
 
     def _send(self, worker: Worker, batch: frames.Run, payload: Sequence[bytes] = ()) -> Reply:
         reply = worker.tell(batch, payload)
