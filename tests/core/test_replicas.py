@@ -483,3 +483,14 @@ def test_an_idle_replica_comes_before_going_ahead_at_a_busy_one() -> None:
     ahead = take_all(scheduler, running[0].expected_at)
     assert sorted(batch.replica for batch in ahead) == [0, 1]
     assert scheduler.waiting == 3
+
+
+def test_nobody_goes_ahead_of_a_batch_that_takes_a_millisecond() -> None:
+    """By less than timers can tell: then the queue is the better place."""
+    scheduler = make(Capacity(in_flight=1, ahead=1), slots=4)
+    now = learn_speeds(scheduler, [0.001])
+    submit(scheduler, now, *range(16))
+    running = must_take(scheduler, now)
+    assert scheduler.take_batch(running.expected_at - 0.0001) is None
+    scheduler.complete(now + 0.001, running, echo(running))
+    assert len(must_take(scheduler, now + 0.001)) == 8

@@ -174,9 +174,9 @@ class Scheduler:
             limit, budget = self._pool.limit(replica), self._pool.budget(replica)
             cost = lane.cost if lane.waiting <= limit else lane.cost * limit / lane.waiting
             is_full = lane.waiting >= limit or cost >= budget
-            if not is_full and not replica.is_free(now):
-                return None
             cost = min(cost, budget)
+            if not replica.is_free(now) and not (is_full and replica.gains_ahead(cost)):
+                return None
             if replica.device.serial and (opens := replica.opens_at(cost if is_full else None)) > now + _EARLY:
                 self._look_again(opens)
                 return None
