@@ -28,7 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.sentences import sentences
 
-from benchmarks.machine import cpu_of_everyone
+from benchmarks.machine import cpu_of, cpu_of_everyone
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ async def run_round(server: Server, texts: Sequence[str], connections: int) -> R
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(server.url, connector=connector) as session:
         batches = await count_batches(session)
-        ours, everyone, started = cpu_of(server), cpu_of_everyone(), time.perf_counter()
+        processes = processes_of(server)
+        ours, everyone, started = cpu_of(processes), cpu_of_everyone(), time.perf_counter()
         await asyncio.gather(*(one_connection() for _ in range(connections)))
         seconds = time.perf_counter() - started
-        others = (cpu_of_everyone() - everyone) - (cpu_of(server) - ours)
+        others = (cpu_of_everyone() - everyone) - (cpu_of(processes) - ours)
         batches = await count_batches(session) - batches
     latencies.sort()
     return Round(
@@ -108,10 +109,9 @@ async def count_batches(session: aiohttp.ClientSession) -> int:
         return int((await reply.json())["total_batches"])
 
 
-def cpu_of(server: Server) -> float:
-    """CPU seconds of the server, its worker and this process."""
-    processes = [psutil.Process(), server.process, *server.process.children(recursive=True)]
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+def processes_of(server: Server) -> list[psutil.Process]:
+    """The server, its worker and this process."""
+    return [psutil.Process(), server.process, *server.process.children(recursive=True)]
 
 
 def report(label: str, rounds: Sequence[Round]) -> Round:

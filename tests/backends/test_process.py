@@ -28,9 +28,9 @@ def _toy_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def toy() -> AsyncIterator[ProcessBackend]:
+async def toy(loader: str = "toy_model:load") -> AsyncIterator[ProcessBackend]:
     """A started backend with a worker of its own."""
-    backend = ProcessBackend("toy_model:load", {})
+    backend = ProcessBackend(loader, {})
     await backend.start(lambda: None)
     try:
         yield backend
@@ -344,12 +344,10 @@ def test_a_large_batch_is_prepared_while_the_one_before_it_runs() -> None:
     """The first ends only when the second has been prepared."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:ahead", {})
-        await backend.start(lambda: None)
-        first, second = await asyncio.gather(*(backend.run(large(text)) for text in ("first", "second")))
-        assert json.loads(first[0]) == ["first", True]
-        assert texts_in(second) == ["second", "second"]
-        await backend.close()
+        async with toy("toy_model:ahead") as backend:
+            first, second = await asyncio.gather(*(backend.run(large(text)) for text in ("first", "second")))
+            assert json.loads(first[0]) == ["first", True]
+            assert texts_in(second) == ["second", "second"]
 
     run(main())
 
@@ -358,15 +356,13 @@ def test_what_goes_wrong_in_preparing_is_the_fault_of_that_batch_alone() -> None
     """The one that runs meanwhile and the one after it are answered, by the same process."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:ahead", {})
-        await backend.start(lambda: None)
-        batches = (backend.run(large(text)) for text in ("sleep", "raise early", "b"))
-        one, failed, other = await asyncio.gather(*batches, return_exceptions=True)
-        assert (texts_in(one), texts_in(other)) == (["sleep", "sleep"], ["b", "b"])
-        assert isinstance(failed, BackendError)
-        assert str(failed.__cause__) == "early"
-        assert pid_in(other) == pid_in(one)
-        await backend.close()
+        async with toy("toy_model:ahead") as backend:
+            batches = (backend.run(large(text)) for text in ("sleep", "raise early", "b"))
+            one, failed, other = await asyncio.gather(*batches, return_exceptions=True)
+            assert (texts_in(one), texts_in(other)) == (["sleep", "sleep"], ["b", "b"])
+            assert isinstance(failed, BackendError)
+            assert str(failed.__cause__) == "early"
+            assert pid_in(other) == pid_in(one)
 
     run(main())
 
@@ -375,16 +371,14 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     """Its answer is dropped, and its memory is not written before the worker is done with it."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:ahead", {})
-        await backend.start(lambda: None)
-        first, given_up, third = (
-            asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
-        )
-        await asyncio.sleep(0.1)
-        given_up.cancel()
-        assert texts_in(await first) == ["sleep", "sleep"]
-        assert texts_in(await third) == ["third", "third"]
-        await backend.close()
+        async with toy("toy_model:ahead") as backend:
+            first, given_up, third = (
+                asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
+            )
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            assert texts_in(await first) == ["sleep", "sleep"]
+            assert texts_in(await third) == ["third", "third"]
 
     run(main())
 
@@ -393,12 +387,10 @@ def test_a_model_that_exits_ends_its_worker_though_a_thread_waits_for_the_next_b
     """As `sys.exit` does where nothing else runs."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:ahead", {})
-        await backend.start(lambda: None)
-        with pytest.raises(Crashed):
-            await asyncio.wait_for(backend.run(large("exit")), 20)
-        assert texts_in(await backend.run(large("b"))) == ["b", "b"]
-        await backend.close()
+        async with toy("toy_model:ahead") as backend:
+            with pytest.raises(Crashed):
+                await asyncio.wait_for(backend.run(large("exit")), 20)
+            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
 
     run(main())
 

@@ -19,16 +19,7 @@ from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput, CarpoolError, Overloaded, TimedOut
 from carpool.wire import kserve_v2_binary as binary
 from carpool.wire import kserve_v2_tensors as tensors
-from carpool.wire.base import (
-    Ask,
-    EncodedJson,
-    Reply,
-    Route,
-    Times,
-    decode_json,
-    error_headers,
-    json_reply,
-)
+from carpool.wire.base import Ask, EncodedJson, Reply, Route, Times, decode_json, error_headers, json_reply
 from carpool.wire.call import INFER
 
 _BYTES = "BYTES"
