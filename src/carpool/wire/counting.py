@@ -37,13 +37,14 @@ def count_tokens(items: Sequence[bytes], results: Sequence[EncodedJson]) -> int:
 
 
 def _tokens(item: bytes, result: EncodedJson) -> float:
-    if isinstance(result, Vector) and result.tokens:
-        return result.tokens
-    reply = result.obj if isinstance(result, memoryview) else None
     weight = _weigh(item)
-    return reply.share(weight) if isinstance(reply, CountedBody) and reply.tokens else weight
+    if isinstance(result, memoryview):
+        reply = result.obj
+        return reply.share(weight) if isinstance(reply, CountedBody) and reply.tokens else weight
+    return (result.tokens if isinstance(result, Vector) else 0) or weight
 
 
 def _weigh(item: bytes) -> float:
     """Token ids are as many as they are."""
-    return item.count(b",") + 1 if item[:1] == b"[" and b'"' not in item else estimated_tokens(item)
+    is_ids = item.startswith(b"[") and b'"' not in item
+    return item.count(b",") + 1 if is_ids else estimated_tokens(item)

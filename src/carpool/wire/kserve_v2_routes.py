@@ -159,16 +159,26 @@ def _decode_binary(model: str, takes_numbers: bool, length: int, body: bytes) ->
 
 
 class _Question(NamedTuple):
-    """What a body asks for: `ask` has no items yet, `read` finds them."""
+    """What a body asks for: `ask` has no items yet, `read` finds them.
+
+    They are in the `size` bytes behind the JSON, or in it, where there is none: `behind` is what they are in.
+    """
 
     tensor: _Input
-    read: Callable[[_Input, bytes], tuple[bytes, ...]]
+    size: int | None
+    read: Callable[[_Input, bytes | None], tuple[bytes, ...]]
     ask: Ask
 
 
 def _read(question: _Question, behind: bytes) -> Ask:
-    """The question with its items, of which some may be in the bytes behind its JSON."""
-    return replace_fields(question.ask, items=question.read(question.tensor, behind))
+    """The question with its items."""
+    size = question.size
+    if (size or 0) != len(behind):
+        raise BadInput(
+            f"{len(behind)} bytes follow the JSON", f"expected the binary_data_size of the input: {size or 0}"
+        )
+    items = question.read(question.tensor, None if size is None else behind)
+    return replace_fields(question.ask, items=items)
 
 
 def _understand(model: str, takes_numbers: bool, written: bytes) -> _Question:
@@ -189,7 +199,7 @@ def _understand(model: str, takes_numbers: bool, written: bytes) -> _Question:
         weight=_SHARES.get(given.priority, WEIGHTS["low"]) if given.priority else None,
         timeout=given.timeout / 1e6 if given.timeout else None,
     )
-    return _Question(tensor, read, ask)
+    return _Question(tensor, _size_behind(tensor), read, ask)
 
 
 # The JSON in front of binary tensors is the same for every text of one length.
@@ -205,11 +215,22 @@ def _wants_binary(outputs: Sequence[_Output] | None, is_usual: bool, form: _Form
     return is_usual
 
 
-def _texts(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
+def _size_behind(tensor: _Input) -> int | None:
+    """How many of the bytes behind the JSON are this tensor, as its `binary_data_size` says."""
+    size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
+    has_data = bytes(tensor.data) not in _NOTHING
+    if size is not None and has_data:
+        raise BadInput(f"input '{tensor.name}' has both data and binary_data_size", "allowed: one of them")
+    if size is None and not has_data:
+        raise BadInput(f"input '{tensor.name}' has no data", f"expected {_EXPECTED}")
+    return size
+
+
+def _texts(tensor: _Input, behind: bytes | None) -> tuple[bytes, ...]:
     """Each text, as JSON."""
     if tensor.datatype != _BYTES:
         raise BadInput(f"input '{tensor.name}' is {tensor.datatype}", "this model takes texts: BYTES")
-    texts = binary.unpack_texts(behind) if _is_behind(tensor, behind) else _flat_texts(tensor)
+    texts = _flat_texts(tensor) if behind is None else binary.unpack_texts(behind)
     if prod(tensor.shape) != len(texts) or not texts:
         raise BadInput(
             f"input '{tensor.name}' has {len(texts)} texts",
@@ -218,24 +239,10 @@ def _texts(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
     return tuple([msgspec.json.encode(text) for text in texts])
 
 
-def _numbers(tensor: _Input, behind: bytes) -> tuple[bytes, ...]:
+def _numbers(tensor: _Input, behind: bytes | None) -> tuple[bytes, ...]:
     """Each row, as bytes that say how to read them."""
-    is_binary = _is_behind(tensor, behind)
-    return tensors.rows(behind if is_binary else bytes(tensor.data), is_binary, tensor.datatype, tensor.shape)
-
-
-def _is_behind(tensor: _Input, behind: bytes) -> bool:
-    """Whether it is behind the JSON, as `binary_data_size` says; there is no other tensor."""
-    size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
-    if size is not None and bytes(tensor.data) not in _NOTHING:
-        raise BadInput(f"input '{tensor.name}' has both data and binary_data_size", "allowed: one of them")
-    if (size or 0) != len(behind):
-        raise BadInput(
-            f"{len(behind)} bytes follow the JSON", f"expected the binary_data_size of the input: {size or 0}"
-        )
-    if size is None and bytes(tensor.data) in _NOTHING:
-        raise BadInput(f"input '{tensor.name}' has no data", f"expected {_EXPECTED}")
-    return size is not None
+    written = bytes(tensor.data) if behind is None else behind
+    return tensors.rows(written, behind is not None, tensor.datatype, tensor.shape)
 
 
 def _flat_texts(tensor: _Input) -> list[Any]:
@@ -265,9 +272,21 @@ def _answer_binary(
 ) -> Reply:
     """The rows as float32 behind the JSON."""
     rows, shape = form.pack(results)
-    size = b',"parameters":{"binary_data_size":%d}}]}' % sum(map(len, rows))
-    head = _encode_head(model, number, form, (len(rows), *shape)) + size
-    return Reply(200, (head, *rows), ((binary.HEADER, str(len(head))),), binary.MEDIA_TYPE)
+    encode = _encode_in_front_again if number is None else _encode_in_front
+    head, headers = encode(model, number, form, (len(rows), *shape))
+    return Reply(200, (head, *rows), headers, binary.MEDIA_TYPE)
+
+
+def _encode_in_front(
+    model: str, number: str | None, form: _Form, shape: tuple[int, ...]
+) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """The JSON in front of float32 of this shape, and the header that says how long it is."""
+    size = b',"parameters":{"binary_data_size":%d}}]}' % (prod(shape) * binary.FLOAT_BYTES)
+    head = _encode_head(model, number, form, shape) + size
+    return head, ((binary.HEADER, str(len(head))),)
+
+
+_encode_in_front_again = lru_cache(_MOST_AGAIN)(_encode_in_front)
 
 
 def _encode_head(model: str, number: str | None, form: _Form, shape: tuple[int, ...]) -> bytes:

@@ -56,20 +56,27 @@ def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
 
 def _decode(model: str, serves: Callable[[str], bool], body: bytes) -> Ask:
     asked = decode_json(_BODY, body, _EXPECTED)
-    inputs = asked.input
-    if is_blank(inputs):
-        raise BadInput("`input` is empty", "expected at least one text, none of them empty")
-    if isinstance(inputs, list) and len({type(one) for one in inputs}) > 1:
-        raise BadInput("`input` mixes texts and token ids", f"expected {_EXPECTED}")
-    items = items_of(inputs, bytes(_WRITTEN.decode(body).input))
-    if len(items) > _MOST_INPUTS:
-        raise BadInput(f"`input` has {len(items)} inputs", f"allowed: {_MOST_INPUTS}")
+    items = _items(asked.input, body)
     named = asked.model or model
     other = None if serves(named) else named
     is_usual = asked.dimensions is None and other is None
     group = None if is_usual else Call.of("embed", dimensions=asked.dimensions, model=other)
     encode = partial(_encode, items, named, asked.encoding_format == "base64")
     return Ask(items, group, encode, model=asked.model or "")
+
+
+def _items(inputs: str | list[Any], body: bytes) -> tuple[bytes, ...]:
+    """What is asked for, each as JSON."""
+    if is_blank(inputs):
+        raise BadInput("`input` is empty", "expected at least one text, none of them empty")
+    if isinstance(inputs, str):  # nearly always: to write it again is faster than to find what was written
+        return (msgspec.json.encode(inputs),)
+    if len({type(one) for one in inputs}) > 1:
+        raise BadInput("`input` mixes texts and token ids", f"expected {_EXPECTED}")
+    items = items_of(inputs, bytes(_WRITTEN.decode(body).input))
+    if len(items) > _MOST_INPUTS:
+        raise BadInput(f"`input` has {len(items)} inputs", f"allowed: {_MOST_INPUTS}")
+    return items
 
 
 def _encode(
