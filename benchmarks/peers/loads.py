@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, takewhile
+from itertools import takewhile
 
 from benchmarks.machine import wait_until_quiet
 from benchmarks.peers.cases import BATCH, Case
@@ -93,19 +93,10 @@ def put(case: Case, server: Server, plan: Plan) -> Round:
     return Round(rate, latency.p50, latency.p99, cpu_us, failed, complaint, results.errors)
 
 
-def one_by_one(plan: Plan, milliseconds: Sequence[float]) -> float:
-    """The median latency of an open loop at a server that costs nothing: one input after another.
-
-    What each takes is given, again from the start when it has been used up.
-    """
+def due(plan: Plan) -> list[float]:
+    """When an open loop sends: seconds from its start."""
     sent = arrivals(plan.arrivals, plan.rate, plan.duration, plan.seed)
-    free, latencies = 0.0, []
-    for due, takes in zip(
-        takewhile(lambda time: time < plan.duration, sent), cycle(milliseconds), strict=False
-    ):
-        free = max(free, due) + takes / 1000
-        latencies.append((free - due) * 1000)
-    return statistics.median(latencies)
+    return list(takewhile(lambda moment: moment < plan.duration, sent))
 
 
 def alternate(case: Case, servers: Sequence[Server], plans: Sequence[Plan]) -> dict[str, Rounds]:

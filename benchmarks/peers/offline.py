@@ -1,6 +1,9 @@
 """What carpool's engine does without any server, in a process of its own, measured for every line it reads.
 
 python benchmarks/peers/offline.py CASE ENGINE
+
+A line is a JSON list: of the times, in seconds from now, at which inputs come that run one by one; where it is
+empty, inputs run as fast as they can.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,20 @@ def _time(run: Run, item: Any) -> float:
     return time.perf_counter() - started
 
 
+def pace(run: Run, items: Sequence[Any], due: Sequence[float]) -> list[float]:
+    """The latencies, in milliseconds, of inputs that come when they are due and run one by one.
+
+    No server can be faster: between two inputs caches cool and threads fall asleep, as they do in one.
+    """
+    latencies, started = [], time.perf_counter()
+    for moment, item in zip(due, cycle(items), strict=False):
+        while (early := started + moment - time.perf_counter()) > 0:
+            time.sleep(early)
+        run([item])
+        latencies.append((time.perf_counter() - started - moment) * 1000)
+    return latencies
+
+
 def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(items), WINDOW):
         window = sorted(items[start : start + WINDOW], key=len)
@@ -70,8 +88,9 @@ def main() -> None:
     name, engine = sys.argv[1:]
     run, items = load(CASES[name], engine)
     measure(run, items[:WINDOW])  # nothing is to be done for the first time
-    for _ in sys.stdin:
-        print(json.dumps(measure(run, items)), flush=True)
+    for line in sys.stdin:
+        due = json.loads(line)
+        print(json.dumps(pace(run, items, due) if due else measure(run, items)), flush=True)
 
 
 if __name__ == "__main__":

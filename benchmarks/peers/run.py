@@ -42,7 +42,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.machine import describe_machine, describe_run
 from benchmarks.peers.cases import BATCH, CASES, CROWD_SECONDS, Case
-from benchmarks.peers.loads import FIGURES, USERS, Rounds, ahead, alternate, one_by_one
+from benchmarks.peers.loads import FIGURES, USERS, Rounds, ahead, alternate, due
 from benchmarks.peers.servers import (
     ENGINES,
     PATHS,
@@ -111,11 +111,18 @@ class Offline:
 
     def run(self) -> None:
         """Batches out of sorted windows, then one by one."""
+        self._measured.append(self._ask([]))
+
+    def pace(self, plan: Plan) -> list[float]:
+        """The latencies of an open loop on the engine alone, one input after another, in milliseconds."""
+        return list(self._ask(due(plan)))
+
+    def _ask(self, moments: Sequence[float]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(json.dumps(moments).encode() + b"\n")
         self._process.stdin.flush()
-        self._measured.append(json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
 
     @property
     def rate(self) -> float:
@@ -123,10 +130,10 @@ class Offline:
         return float(statistics.median(one["rate"] for one in self._measured))
 
     @property
-    def alone_ms(self) -> list[float]:
-        """What each input takes alone, in the order in which loads send them."""
+    def alone_ms(self) -> float:
+        """What an input takes alone, one after another without a pause: of each the median, and of those."""
         runs = [one["alone_ms"] for one in self._measured]
-        return [statistics.median(times) for times in zip(*runs, strict=True)]
+        return float(statistics.median(statistics.median(times) for times in zip(*runs, strict=True)))
 
 
 def start_all(case: Case, only: Sequence[str], stack: ExitStack, report: Report) -> list[Server]:
@@ -260,12 +267,11 @@ def judge_light_load(
     name: str, plans: Sequence[Plan], light: Mapping[str, Rounds], engine: Offline, report: Report
 ) -> None:
     """What serving costs when there is little to do, and how much of it is waiting for others all the same."""
-    times = engine.alone_ms
-    alone = statistics.median(times)
+    alone = engine.alone_ms
     report.say(f"- Offline, {name}: {engine.rate:,.0f}/s in batches of {BATCH}; one alone: {alone:.2f} ms")
     p50 = light[name].median(lambda one: one.p50_ms)
     report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
-    least = statistics.median(one_by_one(plan, times) for plan in plans)
+    least = statistics.median(statistics.median(engine.pace(plan)) for plan in plans)
     report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
 
 

@@ -1,13 +1,16 @@
 import base64
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import isnan, nan
+from typing import Any
 
 import pytest
 from benchmarks.peers.cases import CASES, Question
-from benchmarks.peers.loads import Round, Rounds, ahead, one_by_one
+from benchmarks.peers.loads import Round, Rounds, ahead, due
 from benchmarks.peers.model import Noop, load
+from benchmarks.peers.offline import pace
 from benchmarks.peers.run import Report, judge_crowd, judge_throughput, show
 from benchmarks.peers.servers import Server, peers, run
 
@@ -106,11 +109,21 @@ def test_what_failed_is_told_by_name() -> None:
     assert "Failed, smartbatch, in all rounds: 4 x 429 Too Many Requests, 2 x not answered.\n" in report.lines
 
 
-def test_texts_that_come_while_another_runs_wait_for_it() -> None:
-    """Ten a second that take 90 ms each, and every second one nothing: the second waits for the first."""
-    plan = Plan(1.0, 0.0, rate=10.0, arrivals="constant")
-    assert one_by_one(plan, [90.0]) == pytest.approx(90.0)
-    assert one_by_one(plan, [150.0, 0.0]) == pytest.approx((150.0 + 50.0) / 2)
+def test_the_engine_alone_runs_each_input_when_it_comes() -> None:
+    """In their order, none before it is due; one that waits for another has the wait in its latency."""
+    begun: list[tuple[str, float]] = []
+
+    def run(items: Sequence[Any]) -> list[bytes]:
+        begun.append((items[0], time.perf_counter()))
+        return [b""]
+
+    moments = due(Plan(1.0, 0.0, rate=4.0, arrivals="constant"))
+    assert moments == [0.0, 0.25, 0.5, 0.75]
+    started = time.perf_counter()
+    latencies = pace(run, ["a", "b"], [0.0, 0.02, 0.0])
+    assert [item for item, _ in begun] == ["a", "b", "a"]
+    assert begun[1][1] - started >= 0.02
+    assert latencies[2] >= 20.0
 
 
 def test_the_crowds_carpool_waits_as_long_as_its_users() -> None:
