@@ -489,6 +489,42 @@ def test_a_backend_that_leaves_in_the_turn_of_its_batch_still_runs_it() -> None:
     run(main())
 
 
+class Told(FakeBackend):
+    """A backend that notes when it sends a batch, among other events."""
+
+    def __init__(self, events: list[str], sends_at_once: bool) -> None:
+        super().__init__(1.0)
+        self.events = events
+        self.sends_at_once = sends_at_once
+
+    async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
+        self.events.append(f"{items[0]} sent")
+        return await super().run(items, group)
+
+
+@pytest.mark.parametrize(
+    ("sends_at_once", "expected"),
+    [
+        (True, ["a sent", "b sent", "a answered", "b answered"]),
+        (False, ["a sent", "a answered", "b sent", "b answered"]),
+    ],
+)
+def test_the_next_batch_is_sent_before_the_last_is_answered(sends_at_once: bool, expected: list[str]) -> None:
+    """Only where that takes no time: a function that computes on the loop would keep the callers waiting."""
+    events: list[str] = []
+
+    def answered(request: Request) -> None:
+        events.append(f"{request.items[0]} answered")
+
+    async def main() -> None:
+        async with Batcher[str, str](Told(events, sends_at_once), BatchPolicy(max_batch_size=1)) as batcher:
+            for item in "ab":
+                batcher.enqueue(Request([item], answered))
+
+    run(main())
+    assert events == expected
+
+
 class Hangable(FakeBackend):
     """A backend that can give up a batch, and counts those."""
 

@@ -14,8 +14,9 @@ Out_co = TypeVar("Out_co", covariant=True)
 class Backend(Protocol[In_contra, Out_co]):
     """Runs batches: the calling convention is `run`, the rest is its life.
 
-    It may have a `name`, by which observers know it, and `gives_up = True` where to cancel `run` ends the work
-    and is cheap: then a batch is cancelled once nobody waits for it any more.
+    It may have a `name`, by which observers know it. With `gives_up = True`, where to cancel `run` ends the
+    work and is cheap, a batch is cancelled once nobody waits for it any more. With `sends_at_once = True`,
+    where `run` sends the batch off before it waits for anything, it runs before the last one is answered.
 
     `capacity` is the most that it takes, as far as it knows; it may learn more while it runs.
     """

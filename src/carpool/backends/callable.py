@@ -29,6 +29,7 @@ class CallableBackend(Generic[In, Out]):
         self._threads: ThreadPoolExecutor | None = None
         if not _is_async(function):
             self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="carpool")
+        self.sends_at_once = self._threads is not None  # an async function may compute before it waits
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Nothing to do: a function is always ready."""

@@ -85,6 +85,7 @@ class Batcher(Generic[In, Out]):
         self._key = key
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
+        self._delivery_is_due = False
         self._turn_at = 0.0  # the moment of all that arrives before the next kick
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], Batch] = {}  # in the order in which they left
@@ -287,7 +288,9 @@ class Batcher(Generic[In, Out]):
         self._kick_is_due = False
         loop = asyncio.get_running_loop()
         now = self._now() if now is None else now
+        is_sending = False
         while (batch := self._scheduler.take_batch(now)) is not None:
+            is_sending |= getattr(self._backends[batch.replica], "sends_at_once", False)
             task = loop.create_task(self._run(batch))
             self._running[task] = batch
             task.add_done_callback(self._running.pop)
@@ -305,7 +308,13 @@ class Batcher(Generic[In, Out]):
                     replica=self._name_of(batch.replica),
                 )
             )
-        self._deliver(now)
+        if is_sending and not self._delivery_is_due:
+            # A device that waits for its next batch must not wait for the callers of the last. In the loop's
+            # next turn the task sends the batch, and at the end of that turn uvloop writes it.
+            self._delivery_is_due = True
+            loop.call_soon(loop.call_soon, self._deliver_after_sending)
+        elif not self._delivery_is_due:
+            self._deliver(now)
         self._set_timer(loop)
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -354,8 +363,6 @@ class Batcher(Generic[In, Out]):
                 self._kick()
             raise
         self._complete(left_at, batch, outcome)
-        # The next batch is on its way before the answers of this one are handed out: a device that waits for
-        # its next batch must not wait for the callers of the last.
         self._kick()
 
     def _complete(self, left_at: float, batch: Batch, outcome: Sequence[Out] | BaseException) -> None:
@@ -387,6 +394,10 @@ class Batcher(Generic[In, Out]):
         if self._clock is None:
             self._clock = _clock_of(asyncio.get_running_loop())
         return self._clock()
+
+    def _deliver_after_sending(self) -> None:
+        self._delivery_is_due = False
+        self._deliver(self._now())
 
     def _deliver(self, now: float) -> None:
         """Hand the requests that have ended to whoever waits for them."""

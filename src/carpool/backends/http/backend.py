@@ -62,6 +62,7 @@ class HttpBackend:
     Items are JSON; a group is a `Call`, or `None` for plain embeddings. Results are the upstream's own bytes.
     """
 
+    sends_at_once = True
     gives_up = True  # it hangs up, and the upstream may stop
 
     def __init__(

@@ -153,6 +153,8 @@ class ProcessBackend:
     `max_memory` bytes.
     """
 
+    sends_at_once = True
+
     def __init__(
         self,
         loader: str,
