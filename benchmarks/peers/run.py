@@ -113,9 +113,13 @@ class Offline:
         """Batches out of sorted windows, then one by one."""
         self._measured.append(self._ask([]))
 
-    def pace(self, plan: Plan) -> list[float]:
-        """The latencies of an open loop on the engine alone, one input after another, in milliseconds."""
-        return list(self._ask(due(plan)))
+    def pace(self, plan: Plan) -> tuple[float, float]:
+        """An open loop on the engine alone, one input after another: medians, in milliseconds.
+
+        Of what an input takes, and of the latency, in which is the wait for those before it.
+        """
+        told = self._ask(due(plan))
+        return statistics.median(told["alone_ms"]), statistics.median(told["latency_ms"])
 
     def _ask(self, moments: Sequence[float]) -> Any:
         assert self._process.stdin is not None
@@ -266,13 +270,16 @@ def judge_offline(closed: Rounds, engine: Offline, report: Report) -> None:
 def judge_light_load(
     name: str, plans: Sequence[Plan], light: Mapping[str, Rounds], engine: Offline, report: Report
 ) -> None:
-    """What serving costs when there is little to do, and how much of it is waiting for others all the same."""
-    alone = engine.alone_ms
-    report.say(f"- Offline, {name}: {engine.rate:,.0f}/s in batches of {BATCH}; one alone: {alone:.2f} ms")
+    """What serving costs when there is little to do, where a model's own time is that at the same load."""
+    paced = [engine.pace(plan) for plan in plans]
+    alone, least = (statistics.median(medians) for medians in zip(*paced, strict=True))
+    report.say(f"- Offline, {name}: {engine.rate:,.0f}/s in batches of {BATCH}")
+    report.say(
+        f"- One alone: {engine.alone_ms:.2f} ms one after another, {alone:.2f} ms with this load's pauses"
+    )
+    report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
     p50 = light[name].median(lambda one: one.p50_ms)
     report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
-    least = statistics.median(statistics.median(engine.pace(plan)) for plan in plans)
-    report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
 
 
 def judge_crowd(crowd: Mapping[str, Rounds], report: Report) -> None:

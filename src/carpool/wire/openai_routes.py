@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from carpool.wire.counting import count_tokens
 from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, is_blank, items_of, some
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
+_MOST_ENDS = 1024  # that are known: of answers to about as many tokens
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
 
 
@@ -87,10 +88,15 @@ def _encode(
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
         pieces.append(floats.base64(vector) if base64 else vector)
-    tokens = count_tokens(items, results)
-    usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (tokens, tokens)
-    pieces += (b'}],"model":', msgspec.json.encode(model), usage)
+    pieces.append(_encode_end(model, count_tokens(items, results)))
     return pieces
+
+
+@lru_cache(_MOST_ENDS)
+def _encode_end(model: str, tokens: int) -> bytes:
+    """What is behind the vectors."""
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+    return b'}],"model":%b,"usage":%b}' % (msgspec.json.encode(model), usage)
 
 
 def encode_models(names: Sequence[str]) -> Reply:
