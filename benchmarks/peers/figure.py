@@ -43,9 +43,8 @@ def draw(axes: Axes, title: str, rates: Mapping[str, float]) -> None:
     names = sorted(rates, key=rates.__getitem__)
     colours = [OURS if name in ENGINES else THEIRS for name in names]
     bars = axes.barh(names, [rates[name] for name in names], color=colours, height=0.7)
-    axes.bar_label(
-        bars, [f"{rates[name]:,.3g}" if rates[name] < 1000 else f"{rates[name]:,.0f}" for name in names]
-    )
+    figures = [f"{rates[name]:,.{1 if rates[name] < 100 else 0}f}" for name in names]
+    axes.bar_label(bars, figures, padding=3, fontsize=9, color=FAINT)
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlim(0, max(rates.values()) * 1.15)  # the figures are beside the bars
     axes.set_xticks([])
