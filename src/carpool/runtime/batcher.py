@@ -85,7 +85,6 @@ class Batcher(Generic[In, Out]):
         self._key = key
         self._clock: Callable[[], float] | None = None  # known once a loop runs
         self._kick_is_due = False
-        self._delivery_is_due = False
         self._turn_at = 0.0  # the moment of all that arrives before the next kick
         self._timer: asyncio.TimerHandle | None = None
         self._running: dict[asyncio.Task[None], Batch] = {}  # in the order in which they left
@@ -308,13 +307,13 @@ class Batcher(Generic[In, Out]):
                     replica=self._name_of(batch.replica),
                 )
             )
-        if is_sending and not self._delivery_is_due:
+        ended = self._scheduler.collect_ended()
+        if ended and is_sending:
             # A device that waits for its next batch must not wait for the callers of the last. In the loop's
             # next turn the task sends the batch, and at the end of that turn uvloop writes it.
-            self._delivery_is_due = True
-            loop.call_soon(loop.call_soon, self._deliver_after_sending)
-        elif not self._delivery_is_due:
-            self._deliver(now)
+            loop.call_soon(loop.call_soon, self._deliver, ended)
+        else:
+            self._deliver(ended)
         self._set_timer(loop)
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -357,7 +356,7 @@ class Batcher(Generic[In, Out]):
         except BaseException:  # cancelled, or the program ends: its callers get an answer all the same
             if _is_wanted(batch):
                 self._complete(left_at, batch, ShuttingDown("shutting down", "the batch was interrupted"))
-                self._deliver(self._now())
+                self._deliver(self._scheduler.collect_ended())
             else:
                 self._complete(left_at, batch, _given_up(batch, self._now() - left_at))
                 self._kick()
@@ -395,15 +394,11 @@ class Batcher(Generic[In, Out]):
             self._clock = _clock_of(asyncio.get_running_loop())
         return self._clock()
 
-    def _deliver_after_sending(self) -> None:
-        self._delivery_is_due = False
-        self._deliver(self._now())
-
-    def _deliver(self, now: float) -> None:
-        """Hand the requests that have ended to whoever waits for them."""
-        ended = self._scheduler.collect_ended()
+    def _deliver(self, ended: Sequence[Request]) -> None:
+        """Hand requests that have ended to whoever waits for them."""
         if not ended:
             return
+        now = self._now()
         latencies = []
         errors: list[BaseException] = []
         for request in ended:
