@@ -54,7 +54,7 @@ class Times(NamedTuple):
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """What a body asks for: `items` to run, each the JSON that the caller wrote.
+    """What a body asks for: `items` to run, each the JSON that the caller wrote, or the same written again.
 
     Only items of the same `group` travel together: it holds whatever must be equal within a batch. `encode`
     takes the place of the route's own where the shape of the answer depends on the question; `answer` takes the

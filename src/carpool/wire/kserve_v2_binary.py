@@ -65,6 +65,6 @@ def read_text(element: bytes) -> str:
 def pack_rows(rows: Sequence[EncodedJson]) -> list[bytes]:
     """JSON arrays of numbers, as FP32. Raises `BackendError` if they are not of one length."""
     packed = [float32(row) for row in rows]
-    if len(packed) > 1 and len(set(map(len, packed))) > 1:
+    if len(packed) != 1 and len(set(map(len, packed))) != 1:
         raise BackendError("the model's vectors are not of one length", "they are no tensor")
     return packed
