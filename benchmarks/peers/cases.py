@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.sentences import sentences
 
 from carpool.bench.inputs import generate_images, generate_texts
 
+RESULTS = Path(__file__).parents[1] / "results"
 SENTENCES = 2000
 PICTURES = 16  # one is megabytes as JSON, and no server here compares them
 SHAPE = (3, 224, 224)
@@ -50,6 +52,11 @@ class Case:
     patience: float = 10.0  # seconds that the last answers of a round are waited for
     peers_in_open_loops: bool = True
     flags: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> Path:
+        """Where its committed result is."""
+        return RESULTS / f"peers_{self.name}.md"
 
     def questions(self, dialect: str) -> list[Question]:
         """All of them, for a server."""

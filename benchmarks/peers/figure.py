@@ -17,17 +17,18 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.peers.cases import CASES, RESULTS
 from benchmarks.peers.loads import USERS
-from benchmarks.peers.servers import ENGINES, ROOT
+from benchmarks.peers.servers import ENGINES
+from carpool.bench.plots import FAINT, INK, ORANGE
 
-RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "noop": "a model that takes no time",
     "minilm": "MiniLM, real sentences",
     "resnet18": "ResNet-18, 3 MB of JSON each",
     "resnet18-jpeg": "ResNet-18, JPEGs",
 }
-OURS, THEIRS, INK, FAINT = "#d1450b", "#a8a8a8", "#222222", "#777777"
+OURS, THEIRS = ORANGE, "#a8a8a8"
 
 
 def read_rates(report: str) -> dict[str, float]:
@@ -61,7 +62,7 @@ def main() -> None:
     plt.rcParams["font.family"] = "DejaVu Sans"
     figure, panels = plt.subplots(2, 2, figsize=(11.5, 6.2), height_ratios=(9, 7))
     for axes, (case, title) in zip(panels.flat, TITLES.items(), strict=True):
-        draw(axes, title, read_rates((RESULTS / f"peers_{case}.md").read_text(encoding="utf-8")))
+        draw(axes, title, read_rates(CASES[case].table.read_text(encoding="utf-8")))
     figure.suptitle(f"Requests a second, {USERS} users", x=0.012, ha="left", fontsize=14, color=INK)
     figure.tight_layout(w_pad=3)
     figure.savefig(options.output, dpi=130)

@@ -368,8 +368,7 @@ def main() -> None:
     describe(case, report)
     compare(case, [name for name in options.only.split(",") if name], report)
     if not options.quick:
-        path = ROOT / "benchmarks" / "results" / f"peers_{case.name}.md"
-        path.write_text("\n".join(report.lines) + "\n", encoding="utf-8")
+        case.table.write_text("\n".join(report.lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

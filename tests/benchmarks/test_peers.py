@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from benchmarks.peers.cases import CASES, Question
-from benchmarks.peers.figure import RESULTS, TITLES, read_rates
+from benchmarks.peers.figure import TITLES, read_rates
 from benchmarks.peers.loads import Round, Rounds, ahead, due
 from benchmarks.peers.model import Noop, load
 from benchmarks.peers.offline import pace
@@ -124,13 +124,13 @@ def test_the_engine_alone_runs_each_input_when_it_comes() -> None:
     told = pace(run, ["a", "b"], [0.0, 0.02, 0.0])
     assert [item for item, _ in begun] == ["a", "b", "a"]
     assert begun[1][1] - started >= 0.02
-    assert told["latency_ms"][2] >= 20.0 > told["alone_ms"][2]
+    assert told["latency_ms"][2] >= 20.0 + told["alone_ms"][2]  # so the wait is not in the latter
 
 
 def test_the_picture_has_every_server_of_the_committed_tables() -> None:
     """It reads the first table of each, whatever is behind it."""
     for case in TITLES:
-        rates = read_rates((RESULTS / f"peers_{case}.md").read_text(encoding="utf-8"))
+        rates = read_rates(CASES[case].table.read_text(encoding="utf-8"))
         assert {peer.name for peer in peers(CASES[case])} >= rates.keys() >= {"carpool", "mosec"}
         assert min(rates.values()) > 0
 
