@@ -129,6 +129,20 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
     run(main())
 
 
+def test_the_worker_has_one_batch_beside_the_one_it_runs_and_no_more() -> None:
+    """Small ones are sent when they are given, without a task that begins; the third waits for its turn."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            running = [backend.run([item]) for item in (b'"a"', b'"b"', b'"c"')]
+            assert backend._latest is not None
+            assert backend._latest.unanswered == 2
+            answers = await asyncio.gather(*running)
+            assert [texts_in(answer) for answer in answers] == [["a"], ["b"], ["c"]]
+
+    run(main())
+
+
 def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     """Its callers get an error at once, the next batch waits for the new worker."""
 

@@ -43,6 +43,7 @@ def test_who_shared_lets_go_of_each_other() -> None:
         assert count_requests() == before + 3
         scheduler.complete(1.0, must_take(scheduler, 0.0), ["A"])
         assert len(scheduler.collect_ended()) == 3
+        assert scheduler.take_batch(1.0) is None  # by now it has learned from the batch, and lets it go
         assert count_requests() == before
     finally:
         gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -523,6 +523,60 @@ def test_the_next_batch_is_sent_before_the_last_is_answered(sends_at_once: bool,
 
     run(main())
     assert events == expected
+
+
+class Plain(FakeBackend):
+    """A backend whose `run` is no coroutine function, and that does not like "bad"."""
+
+    def run(self, items: Sequence[Any], group: Hashable = None) -> Coroutine[Any, Any, Sequence[Any]]:
+        if "bad" in items:
+            raise ValueError("bad")
+        self.batches.append(list(items))
+        return asyncio.sleep(1.0, items)
+
+
+def test_a_backend_that_is_no_coroutine_is_called_in_the_turn_in_which_the_batch_leaves() -> None:
+    """A batch that only has to be sent does not wait for its task to begin."""
+    backend = Plain()
+
+    async def main() -> None:
+        async with Batcher[str, str](backend) as batcher:
+            answer = asyncio.create_task(batcher.submit("a"))
+            while not batcher.statistics().in_flight:
+                assert not backend.batches
+                await asyncio.sleep(0)
+            assert backend.batches == [["a"]]
+            assert await answer == "a"
+
+    run(main())
+
+
+def test_what_a_backend_raises_before_it_returns_anything_is_the_batchs_error() -> None:
+    """The next batch is served."""
+
+    async def main() -> None:
+        async with Batcher[str, str](Plain()) as batcher:
+            with pytest.raises(BatchFailed, match="ValueError"):
+                await batcher.submit("bad")
+            assert await batcher.submit("good") == "good"
+
+    run(main())
+
+
+def test_callers_are_answered_before_observers_are_told() -> None:
+    """What is counted has happened: nobody waits for it to be counted."""
+    events: list[str] = []
+
+    class Told:
+        def observe(self, fact: Fact) -> None:
+            events.append(type(fact).__name__)
+
+    async def main() -> None:
+        async with Batcher(FakeBackend(1.0), observers=[Told()]) as batcher:
+            batcher.enqueue(Request(["a"], lambda _: events.append("answered")))
+
+    run(main())
+    assert events == ["BatchLeft", "answered", "BatchEnded", "RequestsEnded"]
 
 
 class Hangable(FakeBackend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 from carpool.core.replica import Capacity
@@ -17,6 +17,8 @@ class Backend(Protocol[In_contra, Out_co]):
     It may have a `name`, by which observers know it. With `gives_up = True`, where to cancel `run` ends the
     work and is cheap, a batch is cancelled once nobody waits for it any more. With `sends_at_once = True`,
     where `run` sends the batch off before it waits for anything, it runs before the last one is answered.
+    Where `run` is no coroutine function but returns an awaitable, what it does before it returns is done as
+    soon as the batch leaves.
 
     `capacity` is the most that it takes, as far as it knows; it may learn more while it runs.
     """
@@ -30,7 +32,7 @@ class Backend(Protocol[In_contra, Out_co]):
         """
         ...
 
-    async def run(self, items: Sequence[In_contra], group: Hashable = None) -> Sequence[Out_co]:
+    def run(self, items: Sequence[In_contra], group: Hashable = None) -> Awaitable[Sequence[Out_co]]:
         """One result per item, in their order; an exception in a result's place is that item's error.
 
         `group` is what all of them have in common beside the batch: items of different groups never meet.

@@ -87,6 +87,9 @@ class Scheduler:
         self._batches = 0
         self._look_at = inf  # when the next batch may leave, as far as is known
         self._ended: list[Request] = []
+        self._lessons: list[
+            tuple[float, Replica, Batch]
+        ] = []  # of batches that came back well: when, and where
         self._expiries = Deadlines()
         self._has_deadlines = False  # since the queue was last empty
         self._leaves_at = inf  # when the first has waited for too long; no later, perhaps earlier
@@ -108,6 +111,8 @@ class Scheduler:
         there has been no replica for a while, and the error of a payload that was found to be bad a moment
         ago.
         """
+        if self._lessons:
+            self._learn()
         queue, key, timeout, lead = self._queue, request.key, request.timeout, None
         size = len(request.items)
         if not size:
@@ -153,6 +158,8 @@ class Scheduler:
 
     def take_batch(self, now: float) -> Batch | None:
         """The batch that leaves now, if one does; ask again until none does."""
+        if self._lessons:
+            self._learn()
         self._look_at = inf
         if self._expiries.earliest <= now or self._leaves_at <= now:
             self._drop_expired(now)
@@ -195,7 +202,8 @@ class Scheduler:
         """Pair what the backend returned with who asked. An error, or a wrong count, is everyone's error.
 
         Except that a batch that failed on what was in it, or for its size, is run again in halves, and one
-        that was lost is run again elsewhere, or in a moment.
+        that was lost is run again elsewhere, or in a moment. What a good batch teaches (its time, that its
+        replica is well) is learned when the next verb asks for it, so that its callers need not wait for that.
         """
         replica = self._pool.replica(batch.replica)
         replica.release(batch)
@@ -211,14 +219,19 @@ class Scheduler:
                 f"the backend returned {len(outcome)} results for {len(batch)} inputs",
                 "it must return exactly one result per input, in their order",
             )
-        if batch.is_settled or (twin is not None and not twin.is_settled):
+        self._pool.forget_if_gone(replica)
+        is_ignored = batch.is_settled or (twin is not None and not twin.is_settled)
+        if not (is_ignored or isinstance(outcome, BaseException)):
+            self._pair(batch, outcome)
+            self._lessons.append((now, replica, batch))
+            return
+        if self._lessons:
+            self._learn()
+        if is_ignored:
             self._ignored(now, replica, batch, outcome)
         elif isinstance(outcome, BaseException):
             self._failed(now, replica, batch, outcome)
-        else:
-            self._succeeded(now, replica, batch, outcome)
         replica.ended(now)
-        self._pool.forget_if_gone(replica)
 
     def next_wakeup(self) -> float | None:
         """When to call `take_batch` again if nothing else happens before; None if there is no need."""
@@ -445,16 +458,22 @@ class Scheduler:
 
     # -- what a batch has led to ---------------------------------------------------------------------------
 
-    def _succeeded(self, now: float, replica: Replica, batch: Batch, results: Sequence[Any]) -> None:
-        replica.succeeded(now, batch)
-        self._pool.has_answered()
-        if batch.search is None:
-            self._isolation_budget.earn()
-            self._reruns.earn()
-        else:
-            batch.search.successes += 1
-            batch.search.largest = max(batch.search.largest, len(batch))
-        self.arrivals.batch_ended(now, len(batch), _RETURN_WINDOW * replica.curve.predict(batch.cost))
+    def _learn(self) -> None:
+        lessons, self._lessons = self._lessons, []
+        for ended_at, replica, batch in lessons:
+            replica.succeeded(ended_at, batch)
+            self._pool.has_answered()
+            if batch.search is None:
+                self._isolation_budget.earn()
+                self._reruns.earn()
+            else:
+                batch.search.successes += 1
+                batch.search.largest = max(batch.search.largest, len(batch))
+            window = _RETURN_WINDOW * replica.curve.predict(batch.cost)
+            self.arrivals.batch_ended(ended_at, len(batch), window)
+            replica.ended(ended_at)
+
+    def _pair(self, batch: Batch, results: Sequence[Any]) -> None:
         leads, ended, position = self._leads, self._ended, 0
         for request, start, stop in batch.parts:
             if len(request.items) == 1 and not (request.ended or request.riders):

@@ -10,9 +10,9 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Never, Self, TypeVar, cast
 
 from carpool.backends.base import Backend
 from carpool.backends.callable import BatchFunction, CallableBackend
@@ -290,7 +290,7 @@ class Batcher(Generic[In, Out]):
         is_sending = False
         while (batch := self._scheduler.take_batch(now)) is not None:
             is_sending |= getattr(self._backends[batch.replica], "sends_at_once", False)
-            task = loop.create_task(self._run(batch))
+            task = loop.create_task(self._run(batch, self._begin(batch)))
             self._running[task] = batch
             task.add_done_callback(self._running.pop)
             if self._overdue_timer is None and self.limits.batch_timeout is not None:
@@ -309,8 +309,8 @@ class Batcher(Generic[In, Out]):
             )
         ended = self._scheduler.collect_ended()
         if ended and is_sending:
-            # A device that waits for its next batch must not wait for the callers of the last. In the loop's
-            # next turn the task sends the batch, and at the end of that turn uvloop writes it.
+            # A device that waits for its next batch must not wait for the callers of the last. The batch is
+            # sent in the loop's next turn at the latest, and at the end of that turn uvloop writes it.
             loop.call_soon(loop.call_soon, self._deliver, ended)
         else:
             self._deliver(ended)
@@ -349,10 +349,17 @@ class Batcher(Generic[In, Out]):
                 task.add_done_callback(self._overdue.discard)
                 task.cancel()
 
-    async def _run(self, batch: Batch) -> None:
+    def _begin(self, batch: Batch) -> Awaitable[Sequence[Out]]:
+        """Have the backend run a batch. One that is no coroutine sends it before anything else is done."""
+        try:
+            return self._backends[batch.replica].run(batch.items, batch.group)
+        except Exception as error:
+            return _raise(error)
+
+    async def _run(self, batch: Batch, running: Awaitable[Sequence[Out]]) -> None:
         left_at = self._now()
         try:
-            outcome = await self._outcome(batch)
+            outcome = await self._outcome(running)
         except BaseException:  # cancelled, or the program ends: its callers get an answer all the same
             if _is_wanted(batch):
                 self._complete(left_at, batch, ShuttingDown("shutting down", "the batch was interrupted"))
@@ -362,7 +369,11 @@ class Batcher(Generic[In, Out]):
                 self._kick()
             raise
         self._complete(left_at, batch, outcome)
-        self._kick()
+        if self._scheduler.waiting:
+            self._kick()
+        else:  # there is nothing to send, so its callers come first
+            self._deliver(self._scheduler.collect_ended())
+            self._kick_soon(asyncio.get_running_loop())
 
     def _complete(self, left_at: float, batch: Batch, outcome: Sequence[Out] | BaseException) -> None:
         now = self._turn_at = self._now()
@@ -371,9 +382,9 @@ class Batcher(Generic[In, Out]):
         replica = self._name_of(batch.replica)
         self._tell(BatchEnded(self.name, batch.number, len(batch), now - left_at, error, replica))
 
-    async def _outcome(self, batch: Batch) -> Sequence[Out] | BaseException:
+    async def _outcome(self, running: Awaitable[Sequence[Out]]) -> Sequence[Out] | BaseException:
         try:
-            return await self._backends[batch.replica].run(batch.items, batch.group)
+            return await running
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task not in self._overdue or task is None or task.uncancel():
@@ -421,12 +432,21 @@ class Batcher(Generic[In, Out]):
             self._idle.set_result(None)
 
     def _tell(self, fact: Fact) -> None:
-        """Tell every observer a fact; one that raises is logged and changes nothing."""
+        """Tell every observer a fact: in the loop's next turn, when what is sent in this one has left."""
+        if self._observers:
+            asyncio.get_running_loop().call_soon(self._tell_now, fact)
+
+    def _tell_now(self, fact: Fact) -> None:
+        """One that raises is logged and changes nothing."""
         for observer in self._observers:
             try:
                 observer.observe(fact)
             except Exception:
                 logger.exception("an observer failed on %s", type(fact).__name__)
+
+
+async def _raise(error: Exception) -> Never:
+    raise error
 
 
 def _as_backends(

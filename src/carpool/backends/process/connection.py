@@ -34,6 +34,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(frame))  # a copy, of little: large batches do not come here
         return answer
 
+    @property
+    def unanswered(self) -> int:
+        """How many questions have no answer yet."""
+        return len(self._answers)
+
     def hang_up(self) -> None:
         """Send what is still to be sent, and then nothing more."""
         self._transport.close()

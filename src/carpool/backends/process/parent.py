@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -97,6 +97,11 @@ class Worker:
         """Send a message; the replies come in the order of the messages."""
         return self._connection.ask(message, payload)
 
+    @property
+    def unanswered(self) -> int:
+        """How many messages it has not replied to yet."""
+        return self._connection.unanswered
+
     async def reply(self, reply: Reply) -> frames.FromChild:
         """Wait for it. Raises `Crashed` if the worker dies."""
         try:
@@ -177,7 +182,6 @@ class ProcessBackend:
         self._on_change: Callable[[], None] = lambda: None
         self._back_off = _FIRST_BACK_OFF
         self._numbers = count(1)
-        self._doorstep = asyncio.Lock()  # of the batch that is the next to have its turn
         self._turn = asyncio.Lock()
         self._careful_until = -math.inf
         self._memories = (SharedMemory(), SharedMemory())  # of the batch that runs, and of the next
@@ -201,20 +205,20 @@ class ProcessBackend:
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
-    async def run(self, items: Sequence[bytes], group: Hashable = None) -> Sequence[Any]:
+    def run(self, items: Sequence[bytes], group: Hashable = None) -> Coroutine[Any, Any, Sequence[Any]]:
         """Run one batch of JSON values; one more for each, or the error of an item that the model refuses.
 
-        `group` is a `Call`, or `None` for what the model does usually. While a worker is being replaced, this
-        waits.
+        `group` is a `Call`, or `None` for what the model does usually. A small batch is sent before this
+        returns; while a worker is being replaced, it waits for the next.
         """
         call = group if isinstance(group, Call) else None
         sizes = list(map(len, items))
         if shared.LEAST <= sum(sizes) <= shared.MOST:
             self._take(_LARGE_BATCHES)
-            async with self._brought(items) as memory:
-                return await self._run(frames.Run(next(self._numbers), sizes, call, memory))
+            return self._run_large(items, sizes, call)
         self._take(_SMALL_BATCHES)
-        return await self._run(frames.Run(next(self._numbers), sizes, call), items)
+        batch = frames.Run(next(self._numbers), sizes, call)
+        return self._run(batch, items, self._send_early(batch, items))
 
     async def close(self) -> None:
         """Let the worker finish and wait until it has."""
@@ -230,17 +234,22 @@ class ProcessBackend:
         """Why there is no worker to run a batch."""
         return self._trouble
 
-    async def _run(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> list[Any]:
-        async with self._doorstep:
-            ahead = self._tell_ahead(batch, payload)
-            await self._turn.acquire()
+    async def _run_large(self, items: Sequence[bytes], sizes: list[int], call: Call | None) -> list[Any]:
+        async with self._brought(items) as memory:
+            batch = frames.Run(next(self._numbers), sizes, call, memory)
+            return await self._run(batch, (), self._send_early(batch))
+
+    async def _run(
+        self, batch: frames.Run, payload: Sequence[bytes], sent: tuple[Worker, Reply] | None
+    ) -> list[Any]:
+        await self._turn.acquire()
         try:
             worker = await self._ready_worker()
-            if ahead is None or ahead[0] is not worker:
-                ahead = worker, self._send(worker, batch, payload)
+            if sent is None or sent[0] is not worker:
+                sent = worker, self._send(worker, batch, payload)
             overdue = self._overdue(worker)
             try:
-                reply = await worker.reply(ahead[1])
+                reply = await worker.reply(sent[1])
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
                 # wait for that one, and not fail on this one before its end is noticed.
@@ -255,13 +264,14 @@ class ProcessBackend:
         finally:
             self._turn.release()
 
-    def _tell_ahead(self, batch: frames.Run, payload: Sequence[bytes]) -> tuple[Worker, Reply] | None:
-        """Let the worker have a batch while it runs another."""
-        if not self._turn.locked() or time.monotonic() < self._careful_until:
-            return None
+    def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
+        """Let the worker have a batch before its turn, behind one other at most."""
         if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
             return None
         worker = self._worker.result()
+        is_careful = time.monotonic() < self._careful_until
+        if worker.unanswered > (0 if is_careful else 1):
+            return None
         return worker, self._send(worker, batch, payload)
 
     def _send(self, worker: Worker, batch: frames.Run, payload: Sequence[bytes] = ()) -> Reply:
