@@ -337,6 +337,41 @@ def test_what_is_known_by_its_bytes_is_a_head_where_one_can_stand(
     run(main())
 
 
+def test_a_head_is_known_whatever_the_length_of_its_body() -> None:
+    """As long as it is a length that may be served, and the only one."""
+
+    async def main() -> None:
+        async with lane(Echo(), limit=1000) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(post(text("word")))
+            assert (await read_reply(reader))[0] == 200
+            (connection,) = server.connections
+
+            def known_length(digits: str) -> int | None:
+                head = re.sub(rb"(?i)(content-length: )\d+", rb"\g<1>" + digits.encode(), post(text("word")))
+                known = connection.lane.recognise(head[: head.index(b"\r\n\r\n") + 4])
+                return None if known is None else known.length
+
+            assert [known_length(digits) for digits in ("1", "0", "999", "1000")] == [1, 0, 999, 1000]
+            strange = (
+                "1001",
+                "9" * 30,
+                "-1",
+                "+1",
+                "1_0",
+                "",
+                " 1",
+                "1 ",
+                "0x1",
+                "1\r\ncontent-length: 2",
+                "1\n2",
+            )
+            assert not any(known_length(digits) for digits in strange)
+            writer.close()
+
+    run(main())
+
+
 def test_heads_are_forgotten_before_they_fill_the_memory() -> None:
     """However many different ones there are; and long ones are not kept at all."""
 

@@ -138,7 +138,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._at_start and (cycle is None or cycle.response_complete) and not self.flow.write_paused:
             start = data.find(b"\r\n\r\n") + 4
-            head = self.lane.heads.get(data[:start])
+            head = self.lane.recognise(data[:start])
             if head is not None:
                 size = start + head.length
                 if len(data) == size:

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
+from carpool.errors import TooLarge
 from carpool.server.service import Service
 from carpool.wire.base import Reply, Route
 from carpool.wire.terms import Terms
@@ -23,6 +24,9 @@ _LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
 # Of replies that begin alike, while uvicorn's own headers stay the same: for a second. Only a dialect whose
 # headers tell times has more.
 _MOST_FRAMES = 256
+
+_LENGTHS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")  # as nearly all clients write it
+_MOST_DIGITS = 15  # more than any body has bytes
 
 Headers = list[tuple[bytes, bytes]]
 Frame = tuple[bytes, bytes]  # a response's head, up to its content length and from there on
@@ -44,6 +48,7 @@ class Lane:
         self._responses = service.metrics.responses
         self.routes = {route.path.encode(): route for route in routes}
         self.heads: dict[bytes, Head] = {}
+        self._kinds: dict[bytes, Head] = {}  # the same heads, by their bytes without the content length
         self._defaults: Headers = []
         self._frames: dict[tuple[int, bool, str, tuple[tuple[str, str], ...]], Frame] = {}
 
@@ -52,7 +57,28 @@ class Lane:
         if len(block) <= _LONGEST_HEAD:
             if len(self.heads) >= _MOST_HEADS:
                 self.heads.clear()
+                self._kinds.clear()
             self.heads[block] = head
+            kind, length = _without_length(block)
+            if length == head.length:
+                self._kinds[kind] = head
+
+    def recognise(self, block: bytes) -> Head | None:
+        """What the bytes of a head mean, if they are known but perhaps for how long the body is."""
+        known = self.heads.get(block)
+        if known is not None or not self._kinds:
+            return known
+        kind, length = _without_length(block)
+        head = self._kinds.get(kind)
+        if head is None or length is None:
+            return None
+        try:
+            self.service.check_length(head.route, length)
+        except TooLarge:
+            return None  # the parser's way refuses it
+        head = head._replace(length=length)
+        self.learn(block, head)
+        return head
 
     def send(
         self, transport: asyncio.Transport, reply: Reply, path: str, keep_alive: bool, defaults: Headers
@@ -76,6 +102,23 @@ class Lane:
         transport.write(b"".join((before, _decimal(length), after, *pieces)))
         if not keep_alive:
             transport.close()
+
+
+def _without_length(block: bytes) -> tuple[bytes, int | None]:
+    """The bytes of a head but for the digits of its content length, and the length, where it has one.
+
+    It is looked for where a header begins, and a head that the parser has understood has but one: where the
+    bytes around the digits are those of such a head, no parser would read another length.
+    """
+    for name in _LENGTHS:
+        place = block.find(name)
+        if place >= 0:
+            start = place + len(name)
+            end = block.find(b"\r", start)
+            digits = block[start:end]
+            if digits.isdigit() and len(digits) <= _MOST_DIGITS:
+                return block[:start] + block[end:], int(digits)
+    return block, None
 
 
 def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> Frame:
