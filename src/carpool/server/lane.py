@@ -53,15 +53,11 @@ class Lane:
         self._frames: dict[tuple[int, bool, str, tuple[tuple[str, str], ...]], Frame] = {}
 
     def learn(self, block: bytes, head: Head) -> None:
-        """Know a head by its bytes from now on."""
-        if len(block) <= _LONGEST_HEAD:
-            if len(self.heads) >= _MOST_HEADS:
-                self.heads.clear()
-                self._kinds.clear()
-            self.heads[block] = head
-            kind, length = _without_length(block)
-            if length == head.length:
-                self._kinds[kind] = head
+        """Know a head by its bytes from now on, and one like it of another length."""
+        self._remember(block, head)
+        kind, length = _without_length(block)
+        if length == head.length and len(block) <= _LONGEST_HEAD:
+            self._kinds[kind] = head
 
     def recognise(self, block: bytes) -> Head | None:
         """What the bytes of a head mean, if they are known but perhaps for how long the body is."""
@@ -77,7 +73,7 @@ class Lane:
         except TooLarge:
             return None  # the parser's way refuses it
         head = head._replace(length=length)
-        self.learn(block, head)
+        self._remember(block, head)
         return head
 
     def send(
@@ -102,6 +98,13 @@ class Lane:
         transport.write(b"".join((before, _decimal(length), after, *pieces)))
         if not keep_alive:
             transport.close()
+
+    def _remember(self, block: bytes, head: Head) -> None:
+        if len(block) <= _LONGEST_HEAD:
+            if len(self.heads) >= _MOST_HEADS:
+                self.heads.clear()
+                self._kinds.clear()
+            self.heads[block] = head
 
 
 def _without_length(block: bytes) -> tuple[bytes, int | None]:
