@@ -109,7 +109,6 @@ _UNSURE = (0.3, 0.15)  # and where predictions are off by 15 to 30 %
 _NEAR = 1.4  # a slot that frees within this many batch times is worth spacing departures for
 _MERGE = 0.8  # of the fixed cost of a batch: the longest wait that merging two cohorts can repay
 _LONGEST_HOLD = 0.5  # of a batch's time
-_ANYBODY = 0.5  # items: fewer than that are not expected to return
 _SURE = 0.6  # of the clients must return surely for an idle device to wait for them
 _MARGIN = 2.0  # a wait for returning clients must gain this many times what it costs
 _LATE = 1.25  # of the predicted time of a batch: kept free before a deadline; some more than the scheduler asks
@@ -137,18 +136,19 @@ class Adaptive:
         if self._held[0] != view.oldest:
             self._held = (view.oldest, now)
         since = self._held[1]
-        # Most of light traffic finds nothing in flight and nobody who is about to return: then there is nothing
-        # to hold for.
-        if view.ends or self._arrivals.still_expected(now)[0] >= _ANYBODY:
-            until = self._hold_until(now, since, view)
-            if until > now:
-                return Departure(until, "held")
+        until = self._hold_until(now, since, view)
+        if until > now:
+            return Departure(until, "held")
         return Departure(now, "held" if since < now else "slot free")
 
     def _hold_until(self, now: float, since: float, view: View) -> float:
+        items, wait = self._arrivals.still_expected(now)
+        are_expected = items >= 0.5 and wait > 0
+        if not (view.ends or are_expected):  # most of light traffic: there is nothing to hold for
+            return now
         seconds = view.curve.predict(view.cost)
         until = self._stagger_until(now, seconds, view)
-        returns_at = self._returns_at(now, seconds, view)
+        returns_at = self._returns_at(now, seconds, view, items, wait) if are_expected else now
         cap = _LONGEST_HOLD * seconds
         if returns_at > now:
             until = max(until, returns_at)
@@ -175,11 +175,8 @@ class Adaptive:
         utilisation = self._arrivals.rate * per_item / view.slots
         return _fade(utilisation, *_BUSY) * _fade(view.curve.error, *_UNSURE)
 
-    def _returns_at(self, now: float, seconds: float, view: View) -> float:
-        """By when the clients of the last batch are back, if waiting for them pays; else now."""
-        items, wait = self._arrivals.still_expected(now)
-        if items < _ANYBODY or wait <= 0:
-            return now
+    def _returns_at(self, now: float, seconds: float, view: View, items: float, wait: float) -> float:
+        """By when so many clients of the last batch are back, in `wait` seconds, if that pays; else now."""
         wait = max(wait, _SHORTEST_HOLD)  # a hold that ends with the last return may have a longer timer
         if not view.ends and self._arrivals.surely_returning > _SURE:
             return now + wait if wait < _MERGE * view.curve.fixed else now

@@ -87,9 +87,8 @@ class Scheduler:
         self._batches = 0
         self._look_at = inf  # when the next batch may leave, as far as is known
         self._ended: list[Request] = []
-        self._lessons: list[
-            tuple[float, Replica, Batch]
-        ] = []  # of batches that came back well: when, and where
+        # Of batches that came back well, and when and where: still to be learned from.
+        self._lessons: list[tuple[float, Replica, Batch]] = []
         self._expiries = Deadlines()
         self._has_deadlines = False  # since the queue was last empty
         self._leaves_at = inf  # when the first has waited for too long; no later, perhaps earlier
@@ -225,8 +224,7 @@ class Scheduler:
             self._pair(batch, outcome)
             self._lessons.append((now, replica, batch))
             return
-        if self._lessons:
-            self._learn()
+        self._learn()
         if is_ignored:
             self._ignored(now, replica, batch, outcome)
         elif isinstance(outcome, BaseException):

@@ -19,7 +19,7 @@ from carpool.wire.terms import Terms
 # Heads that are known by their bytes. Those of one client differ in the content length alone, so this holds a
 # few clients' worth; one whose every head is new (a trace id) only ever pays for the parser.
 _MOST_HEADS = 2048
-_LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept to 4 MiB
+_LONGEST_HEAD = 2048  # bytes; with the above this bounds what is kept, in two tables, to 8 MiB
 
 # Of replies that begin alike, while uvicorn's own headers stay the same: for a second. Only a dialect whose
 # headers tell times has more.
