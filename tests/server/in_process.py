@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,14 +56,63 @@ class Echo:
         return None
 
 
+class HandClock:
+    """A loop for a server's connections: all is the running one's but the time, which stands still.
+
+    Only `advance` moves it, and rings the timers that are due.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._now = 0.0
+        self._timers: list[Timer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        """Seconds that `advance` was told."""
+        return self._now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Like a loop's, but by this clock."""
+        timer = Timer(self._now + seconds, callback)
+        self._timers.append(timer)
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        """Each timer rings at its time, also one that another has set."""
+        end = self._now + seconds
+        while due := [each for each in self._timers if each.when <= end]:
+            first = min(due, key=lambda each: each.when)
+            self._timers.remove(first)
+            self._now = first.when
+            if first.callback is not None:
+                first.callback()
+        self._now = end
+
+
+@dataclass
+class Timer:
+    """A call to come, in seconds of a `HandClock`."""
+
+    when: float
+    callback: Callable[[], None] | None
+
+    def cancel(self) -> None:
+        """It does not ring, and refers to nobody."""
+        self.callback = None
+
+
 @dataclass
 class Lane:
-    """A server in this process. `connections` are uvicorn's, of this server alone."""
+    """A server in this process. `connections` are uvicorn's, of this server alone, and live by `clock`."""
 
     port: int
     service: Service
     backend: Echo
     state: ServerState
+    clock: HandClock
 
     @property
     def connections(self) -> set[FastLaneProtocol]:
@@ -72,7 +121,7 @@ class Lane:
 
 
 @asynccontextmanager
-async def lane(backend: Echo, limit: int = 1000, keep_alive: float = 75.0) -> AsyncIterator[Lane]:
+async def lane(backend: Echo, limit: int = 1000, keep_alive: int = 75) -> AsyncIterator[Lane]:
     """Serve on a free port, until the end of the block."""
     metrics = Metrics()
     batcher: Batcher[bytes, Any] = Batcher(backend, BatchPolicy(), name="default", observers=(metrics,))
@@ -85,20 +134,21 @@ async def lane(backend: Echo, limit: int = 1000, keep_alive: float = 75.0) -> As
         http=fast_lane(service, batched_routes(service)),
         log_config=None,
         access_log=False,
-        timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # a test cannot wait for whole seconds
+        timeout_keep_alive=keep_alive,
     )
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
+    clock = HandClock(loop)
 
     def connection() -> asyncio.Protocol:
         make: Any = config.http_protocol_class
-        protocol: asyncio.Protocol = make(config=config, server_state=state, app_state={}, _loop=loop)
+        protocol: asyncio.Protocol = make(config=config, server_state=state, app_state={}, _loop=clock)
         return protocol
 
     server = await loop.create_server(connection, "127.0.0.1", 0)
     try:
-        yield Lane(server.sockets[0].getsockname()[1], service, backend, state)
+        yield Lane(server.sockets[0].getsockname()[1], service, backend, state, clock)
     finally:
         server.close()
         for each in list(state.connections):
