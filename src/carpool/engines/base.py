@@ -61,11 +61,13 @@ class Session(Protocol):
 class Sessions:
     """A model, opened for its two uses: one inference at a time (`solo`), or several groups of a batch.
 
-    They are the same session where a library gains nothing from a second one.
+    They are the same session where a library gains nothing from a second one. A batch of up to `one_by_one`
+    texts is not divided into groups: its texts run one after the other, each as if it were alone.
     """
 
     solo: Session
     shared: Session
+    one_by_one: int = 1
 
 
 def available_cores() -> int:

@@ -53,6 +53,7 @@ class TextEmbedding:
         self._pool = pool
         self._solo = sessions.solo
         self._shared = sessions.shared
+        self._one_by_one = sessions.one_by_one
         self._streams = ThreadPoolExecutor(sessions.shared.streams, thread_name_prefix="carpool-stream")
 
     def __repr__(self) -> str:
@@ -124,6 +125,8 @@ class TextEmbedding:
 
     def _each(self, ids: Sequence[list[int]], finish: Finish) -> list[Any]:
         """What `finish` makes of the vector of each row, in order."""
+        if len(ids) <= self._one_by_one:
+            return [result for row in ids for result in self._embed(finish, self._solo, [row])]
         groups = grouping.plan([len(row) for row in ids], self._shared.streams)
         batches = [[ids[index] for index in group] for group in groups]
         results: list[Any] = [None] * len(ids)
