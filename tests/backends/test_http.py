@@ -169,7 +169,7 @@ def test_a_backend_that_is_not_started_says_so() -> None:
 
 
 def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
-    """The proxy starts before its upstream, says so, and joins by itself, within a second."""
+    """The proxy starts before its upstream, says so, and joins by itself, soon."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -188,7 +188,7 @@ def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
             up_since = loop.time()
             while backend.trouble() is not None:
                 await asyncio.sleep(0.01)
-            assert loop.time() - up_since < 1
+            assert loop.time() - up_since < 5  # it is looked at twice a second; if it were well, every ten
             assert len(await backend.run([b'"a"'])) == 1
         assert changes[-1] is None
         with pytest.raises(Unreachable):

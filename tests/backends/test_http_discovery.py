@@ -173,7 +173,7 @@ def test_whoever_comes_back_is_asked_again() -> None:
             back_since = loop.time()
             while changes[-1] != 5:
                 await asyncio.sleep(0.01)
-            assert loop.time() - back_since < 1
+            assert loop.time() - back_since < 5  # it is looked at twice a second; if it were well, every ten
             assert backend.trouble() is None
         await backend.close()
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,7 @@ def run(target: Target, requests: Sequence[bytes], plan: Plan, label: str = "", 
     """Put the load on the target until it could be kept up. Raises `CouldNotKeepUp`, and `Unreachable`."""
     for _ in range(tries):
         results = measure(target, requests, plan, label)
-        if not results.generator.complaint:
+        if results.throughput and not results.generator.complaint:
             break
     if results.generator.complaint:
         raise CouldNotKeepUp(
@@ -79,8 +80,9 @@ def run(target: Target, requests: Sequence[bytes], plan: Plan, label: str = "", 
             "lower the load, raise --connections, or leave the load generator a core of its own",
         )
     if not results.throughput:
-        seen = ", ".join(f"{count} x {error}" for error, count in results.errors.items()) or "no answer at all"
-        raise CarpoolError(f"{target.url} gave no good answer", seen)
+        seen = ", ".join(f"{count} x {error}" for error, count in results.errors.items())
+        none = "no answer at all" if isnan(results.until_last) else "all answers came after the end"
+        raise CarpoolError(f"{target.url} gave no good answer", seen or none)
     return results
 
 
@@ -103,12 +105,17 @@ async def _measure(target: Target, requests: Sequence[bytes], plan: Plan, label:
     load = plan.make(target, requests)
     await load.prepare()
     lag: list[float] = []
-    used, started = time.process_time(), time.perf_counter()
+    first = await asyncio.to_thread(scrape, target.base)
+    # The thread's, as the load generator is one: a program that measures may do something in others.
+    used, started = time.thread_time(), time.perf_counter()
     with _beside(show(load, label, plan.warm_up + plan.duration)), _beside(_watch_lag(lag)):
-        before = asyncio.create_task(_scrape_after(plan.warm_up, target))
+        warm = asyncio.create_task(_scrape_after(plan.warm_up, target))
         await load.run(plan.warm_up, plan.duration, plan.patience)
-    cpu_share = (time.process_time() - used) / (time.perf_counter() - started)
-    sizes, average = between(await before, await asyncio.to_thread(scrape, target.base))
+    cpu_share = (time.thread_time() - used) / (time.perf_counter() - started)
+    told = await asyncio.to_thread(scrape, target.base)
+    sizes, average = between(await warm, told)
+    if average is None:  # on a machine that stalls it told of the warm-up when all was over: that counts then
+        sizes, average = between(first, told)
     late = load.record.late if plan.is_open else lag
     return summarise(load.record, plan.duration, late, cpu_share, plan.is_open, plan.late_limit, sizes, average)
 
