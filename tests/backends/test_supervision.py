@@ -80,7 +80,7 @@ def test_the_callers_of_a_worker_that_was_killed_are_answered_all_the_same(count
             for number in range(2):
                 (pid,) = pids_in(await ask(batcher, "warm"))
                 asked = asyncio.ensure_future(ask(batcher, "sleep", f"text {number}"))
-                await asyncio.sleep(0.1)
+                await turns_until(lambda: any(each.in_flight for each in batcher.replicas()))
                 os.kill(pid, signal.SIGKILL)
                 assert texts_in(await asked) == ["sleep", f"text {number}"]
 
