@@ -68,12 +68,19 @@ def test_a_run_in_which_nothing_was_answered_is_tried_again(
 ) -> None:
     """If it is one of several; where it stays so, the error says whether there were answers."""
     bad, good = results_of(record_of(latencies), 1.0), results_of(record_of([10.0]), 1.0)
-
-    def load_of(*outcomes: Results) -> Results:
-        runs = iter(outcomes)
-        monkeypatch.setattr("carpool.bench.run.measure", lambda *rest: next(runs))
-        return run(Target("http://h"), [b""], Plan(1.0, 0.0), tries=TRIES)
-
-    assert load_of(bad, good) is good
+    assert run_twice(monkeypatch, bad, good) is good
     with pytest.raises(CarpoolError, match=reason):
-        load_of(bad, bad)
+        run_twice(monkeypatch, bad, bad)
+
+
+def test_a_run_in_which_all_were_refused_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That was no bad moment: it would be refused again, for as long."""
+    with pytest.raises(CarpoolError, match="503"):
+        run_twice(monkeypatch, results_of(record_of([10.0], [503]), 1.0))
+
+
+def run_twice(monkeypatch: pytest.MonkeyPatch, *outcomes: Results) -> Results:
+    """At most, with these outcomes."""
+    runs = iter(outcomes)
+    monkeypatch.setattr("carpool.bench.run.measure", lambda *rest: next(runs))
+    return run(Target("http://h"), [b""], Plan(1.0, 0.0), tries=TRIES)

@@ -72,7 +72,7 @@ def run(target: Target, requests: Sequence[bytes], plan: Plan, label: str = "", 
     """Put the load on the target until it could be kept up. Raises `CouldNotKeepUp`, and `Unreachable`."""
     for _ in range(tries):
         results = measure(target, requests, plan, label)
-        if results.throughput and not results.generator.complaint:
+        if not results.generator.complaint and (results.throughput or results.errors):
             break
     if results.generator.complaint:
         raise CouldNotKeepUp(
@@ -81,8 +81,8 @@ def run(target: Target, requests: Sequence[bytes], plan: Plan, label: str = "", 
         )
     if not results.throughput:
         seen = ", ".join(f"{count} x {error}" for error, count in results.errors.items())
-        none = "no answer at all" if isnan(results.until_last) else "all answers came after the end"
-        raise CarpoolError(f"{target.url} gave no good answer", seen or none)
+        unseen = "no answer at all" if isnan(results.until_last) else "all answers came after the end"
+        raise CarpoolError(f"{target.url} gave no good answer", seen or unseen)
     return results
 
 
