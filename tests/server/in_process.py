@@ -22,6 +22,8 @@ from carpool.server.models import ServedModel
 from carpool.server.routes import batched_routes
 from carpool.server.service import BodyLimits, Service
 
+KEEP_ALIVE = 5  # seconds of the connections' clock
+
 
 class Echo:
     """Answers each text with an array of it, and of `padding` more bytes; `run_items` counts what was run."""
@@ -121,7 +123,7 @@ class Lane:
 
 
 @asynccontextmanager
-async def lane(backend: Echo, limit: int = 1000, keep_alive: int = 75) -> AsyncIterator[Lane]:
+async def lane(backend: Echo, limit: int = 1000) -> AsyncIterator[Lane]:
     """Serve on a free port, until the end of the block."""
     metrics = Metrics()
     batcher: Batcher[bytes, Any] = Batcher(backend, BatchPolicy(), name="default", observers=(metrics,))
@@ -134,7 +136,7 @@ async def lane(backend: Echo, limit: int = 1000, keep_alive: int = 75) -> AsyncI
         http=fast_lane(service, batched_routes(service)),
         log_config=None,
         access_log=False,
-        timeout_keep_alive=keep_alive,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     config.load()
     state = ServerState()

@@ -16,7 +16,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.in_process import Echo, lane
+from tests.server.in_process import KEEP_ALIVE, Echo, lane
 from tests.server.raw import post, post_chunked, text
 from tests.support.clients import hang_up
 
@@ -181,13 +181,13 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(new_loop: Callable[[
     """The keep-alive timer counts from the last reply, whichever lane wrote it."""
 
     async def main() -> None:
-        async with lane(Echo(), keep_alive=5) as server:
+        async with lane(Echo()) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             for _ in range(3):
                 for request in (post(text("word")), post(text("word"), path="/nowhere")):
                     writer.write(request)
                     await read_reply(reader)
-                    server.clock.advance(4)
+                    server.clock.advance(KEEP_ALIVE - 1)
             (connection,) = server.connections
             server.clock.advance(0.9)
             assert not connection.transport.is_closing()
@@ -252,7 +252,7 @@ def test_a_reply_may_take_longer_than_a_connection_may_be_idle(new_loop: Callabl
     """The timer of an earlier reply does not end the request that came before it rang."""
 
     async def main() -> None:
-        async with lane(Echo(), keep_alive=5) as server:
+        async with lane(Echo()) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             for _ in range(2):
                 writer.write(post(text("word")))
@@ -260,7 +260,7 @@ def test_a_reply_may_take_longer_than_a_connection_may_be_idle(new_loop: Callabl
             server.backend.gate.clear()
             writer.write(post(text("word")))
             await turns_until(lambda: not server.service.is_idle)
-            server.clock.advance(60)
+            server.clock.advance(10 * KEEP_ALIVE)
             server.backend.gate.set()
             assert (await read_reply(reader))[0] == 200
             writer.close()

@@ -96,7 +96,7 @@ def test_no_request_is_lost_while_upstreams_come_and_go(operator: Operator) -> N
                 await asyncio.to_thread(until, partial(all_served, now, served))
                 others = [each for each in (first, second, third) if each not in now]
                 before = [len(each.batches) for each in others]
-                enough = [len(each.batches) + 5 for each in now]
+                enough = [len(each.batches) + 20 for each in now]
                 await asyncio.to_thread(until, partial(all_served, now, enough))
                 assert [len(each.batches) for each in others] == before
 

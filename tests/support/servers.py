@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import select
@@ -38,6 +39,15 @@ class RunningServer:
         """The pids of its worker processes."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
+
+
+async def holds_within_a_second(condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in a second of looking; while the whole machine stalls none passes."""
+    for _ in range(90):  # a look every 10 to 11 ms
+        if condition():
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 def until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
