@@ -366,6 +366,19 @@ def test_a_large_batch_is_prepared_while_the_one_before_it_runs() -> None:
     run(main())
 
 
+def test_a_batch_is_prepared_while_one_of_many_items_runs() -> None:
+    """As small as they are, the model has said that so many take long enough for it."""
+
+    async def main() -> None:
+        async with toy("toy_model:ahead") as backend:
+            batches = (backend.run([b'"first"'] * 8), backend.run([b'"second"']))
+            first, second = await asyncio.gather(*batches)
+            assert json.loads(first[0]) == ["first", True]
+            assert texts_in(second) == ["second"]
+
+    run(main())
+
+
 def test_what_goes_wrong_in_preparing_is_the_fault_of_that_batch_alone() -> None:
     """The one that runs meanwhile and the one after it are answered, by the same process."""
 

@@ -52,6 +52,8 @@ class Toy:
 class Ahead(Toy):
     """One that prepares, and does there as well what its input says."""
 
+    prepare_from = 8
+
     def __init__(self, device: str, most: int) -> None:
         super().__init__(device, most)
         self.is_next_prepared = threading.Event()

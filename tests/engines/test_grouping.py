@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,18 +15,22 @@ def padded_tokens(lengths: list[int], group: list[int]) -> int:
     return padded(max(lengths[index] for index in group)) * len(group)
 
 
-@given(LENGTHS, st.integers(1, 8))
-def test_every_text_is_in_one_group(lengths: list[int], streams: int) -> None:
+def work(lengths: list[int], groups: list[list[int]]) -> int:
+    return sum(INFERENCE_TOKENS + padded_tokens(lengths, group) for group in groups)
+
+
+@given(LENGTHS, st.integers(1, 8), st.booleans())
+def test_every_text_is_in_one_group(lengths: list[int], streams: int, are_more: bool) -> None:
     """Whatever the lengths, nothing is left out and nothing is run twice."""
-    groups = plan(lengths, streams)
+    groups = plan(lengths, streams, are_more)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     assert all(groups)
 
 
-@given(LENGTHS, st.integers(1, 8))
-def test_no_group_is_too_large_for_the_cache(lengths: list[int], streams: int) -> None:
+@given(LENGTHS, st.integers(1, 8), st.booleans())
+def test_no_group_is_too_large_for_the_cache(lengths: list[int], streams: int, are_more: bool) -> None:
     """More tokens than the bound are only allowed to a text that has them alone."""
-    for group in plan(lengths, streams):
+    for group in plan(lengths, streams, are_more):
         assert len(group) == 1 or padded_tokens(lengths, group) <= MAX_TOKENS
 
 
@@ -35,13 +41,27 @@ def test_the_heaviest_group_goes_first(lengths: list[int], streams: int) -> None
     assert weights == sorted(weights, reverse=True)
 
 
+def test_among_others_a_batch_is_less_work() -> None:
+    """To end together costs work, and is worth nothing where the streams go on with the next batch."""
+    rng = random.Random(3)
+    batches = [[min(256, int(rng.lognormvariate(3.2, 0.6))) for _ in range(32)] for _ in range(50)]
+    among_others = sum(work(lengths, plan(lengths, 2, are_more=True)) for lengths in batches)
+    by_themselves = sum(work(lengths, plan(lengths, 2)) for lengths in batches)
+    assert among_others < 0.995 * by_themselves
+
+
+@pytest.mark.parametrize("streams", [2, 8])
+def test_among_others_no_stream_is_left_without_work(streams: int) -> None:
+    """A batch in few large groups would leave the others idle until the next one comes."""
+    assert len(plan([12] * 32, streams, are_more=True)) >= streams
+
+
 def test_one_long_text_does_not_pad_all_the_others() -> None:
     """A batch of short texts and a long one costs little more than its own tokens."""
     lengths = [10] * 31 + [250]
     groups = plan(lengths, streams=1)
-    spent = sum(INFERENCE_TOKENS + padded_tokens(lengths, group) for group in groups)
     assert [31] in groups
-    assert spent < 1.25 * sum(map(padded, lengths))
+    assert work(lengths, groups) < 1.25 * sum(map(padded, lengths))
 
 
 @pytest.mark.parametrize("count", [2, 8, 32])

@@ -59,6 +59,22 @@ def test_answers_come_in_the_order_of_the_texts(engine: TextEmbedding, embed: Em
     assert np.sum(in_order[shuffled] * out_of_order, axis=1).min() > 0.9999
 
 
+def test_the_next_batch_may_be_prepared_before_one_is_run(engine: TextEmbedding, embed: Embed) -> None:
+    """Its groups run with those of the other, and every text has its own vector all the same."""
+    texts = sentences(64)
+    ran = [engine.prepare(texts[start : start + 32]) for start in (0, 32)]
+    vectors = [np.array(json.loads(vector)) for run in ran for vector in run()]  # type: ignore[arg-type]
+    assert np.sum(np.array(vectors) * embed(engine, texts), axis=1).min() > 0.9999
+
+
+def test_a_batch_prepared_among_others_may_be_run_before_them(engine: TextEmbedding, embed: Embed) -> None:
+    """Whatever became of the one before it: nothing of a batch waits for another's end."""
+    texts = sentences(40)
+    first, second = engine.prepare(texts[:20]), engine.prepare(texts[20:])
+    made = np.array([json.loads(vector) for run in (second, first) for vector in run()])  # type: ignore[arg-type]
+    assert np.sum(made * embed(engine, texts[20:] + texts[:20]), axis=1).min() > 0.9999
+
+
 def test_texts_about_the_same_thing_are_near(engine: TextEmbedding, embed: Embed) -> None:
     """The numbers mean something: each question finds its answer."""
     questions = embed(

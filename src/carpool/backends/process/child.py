@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
+from math import inf
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
@@ -47,7 +48,8 @@ class Model(Protocol):
 
     It may have `prepare` as well, which takes what `run` takes, does what can be done while another batch runs,
     and returns what runs the batch: reading and stacking inputs, copying them to a device. It is then called
-    for each batch in the place of `run`, for a large one in another thread.
+    for each batch in the place of `run`, in another thread while a large one runs, or one of `prepare_from`
+    items, where the model says so.
     """
 
     @property
@@ -126,11 +128,12 @@ def _serve(link: Link, model: Model, ahead: Executor) -> None:
 
     With small ones that would cost more than it gains: two changes of threads a batch.
     """
+    prepare_from = getattr(model, "prepare_from", inf)
     upcoming = _read(link, model)
     while upcoming is not None:
         batch, run = upcoming
-        is_large = batch.memory is not None and hasattr(model, "prepare")
-        following = ahead.submit(_read, link, model) if is_large else None
+        is_large = batch.memory is not None or len(batch.sizes) >= prepare_from
+        following = ahead.submit(_read, link, model) if is_large and hasattr(model, "prepare") else None
         link.send(answer(batch.number, run))
         del upcoming, run  # and what they hold, while nothing else is there to do
         upcoming = _read(link, model) if following is None else following.result()
