@@ -150,11 +150,10 @@ class TextEmbedding:
             return lambda: [result for row in ids for result in self._embed(finish, self._solo, [row])]
         are_more = not all(group.done() for group in self._running)
         groups = grouping.plan([len(row) for row in ids], self._shared.streams, are_more)
-        batches = [[ids[index] for index in group] for group in groups]
-        if len(groups) == 1 and not are_more:
-            return partial(self._embed, finish, self._solo, ids)
+        session = self._solo if len(groups) == 1 and not are_more else self._shared
         self._running = running = [
-            self._streams.submit(self._embed, finish, self._shared, rows) for rows in batches
+            self._streams.submit(self._embed, finish, session, [ids[index] for index in group])
+            for group in groups
         ]
 
         def wait() -> list[Any]:
