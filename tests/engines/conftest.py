@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from carpool.engines.text_embedding import TextEmbedding, load
+from carpool.errors import BadInput
 from tests.engines import tiny_onnx
 
 ENGINES = ("openvino", "onnxruntime")
@@ -27,13 +28,14 @@ def engine(request: pytest.FixtureRequest, minilm_dir: Path) -> TextEmbedding:
 
 @pytest.fixture
 def embed() -> Embed:
+    """The vectors of texts, as numbers."""
+    return lambda engine, texts: vectors_in(engine.run(texts))
+
+
+def vectors_in(results: Sequence[bytes | BadInput]) -> NDArray[np.float32]:
     """What `run` returns, read back into numbers."""
-
-    def embed(engine: TextEmbedding, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = [bytes(row) for row in engine.run(texts) if isinstance(row, bytes)]
-        return np.array([orjson.loads(row) for row in rows], dtype=np.float32)
-
-    return embed
+    rows = [bytes(row) for row in results if isinstance(row, bytes)]
+    return np.array([orjson.loads(row) for row in rows], dtype=np.float32)
 
 
 @pytest.fixture

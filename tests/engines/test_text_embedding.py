@@ -15,7 +15,7 @@ from carpool.engines.base import available_cores
 from carpool.engines.text_embedding import TextEmbedding, load
 from carpool.errors import MissingExtra, ModelError
 from tests.engines import tiny_onnx
-from tests.engines.conftest import ENGINES, Embed, MakeModel
+from tests.engines.conftest import ENGINES, Embed, MakeModel, vectors_in
 from tests.support.sentences import sentences
 
 EngineName = Literal["openvino", "onnxruntime"]
@@ -62,16 +62,16 @@ def test_answers_come_in_the_order_of_the_texts(engine: TextEmbedding, embed: Em
 def test_the_next_batch_may_be_prepared_before_one_is_run(engine: TextEmbedding, embed: Embed) -> None:
     """Its groups run with those of the other, and every text has its own vector all the same."""
     texts = sentences(64)
-    ran = [engine.prepare(texts[start : start + 32]) for start in (0, 32)]
-    vectors = [np.array(json.loads(vector)) for run in ran for vector in run()]  # type: ignore[arg-type]
-    assert np.sum(np.array(vectors) * embed(engine, texts), axis=1).min() > 0.9999
+    first, second = engine.prepare(texts[:32]), engine.prepare(texts[32:])
+    made = vectors_in(first() + second())
+    assert np.sum(made * embed(engine, texts), axis=1).min() > 0.9999
 
 
 def test_a_batch_prepared_among_others_may_be_run_before_them(engine: TextEmbedding, embed: Embed) -> None:
     """Whatever became of the one before it: nothing of a batch waits for another's end."""
     texts = sentences(40)
     first, second = engine.prepare(texts[:20]), engine.prepare(texts[20:])
-    made = np.array([json.loads(vector) for run in (second, first) for vector in run()])  # type: ignore[arg-type]
+    made = vectors_in(second() + first())
     assert np.sum(made * embed(engine, texts[20:] + texts[:20]), axis=1).min() > 0.9999
 
 

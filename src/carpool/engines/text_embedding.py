@@ -175,15 +175,10 @@ class TextEmbedding:
         step = grouping.WIDTH_STEP
         row = [self._tokenizer.pad_id]
         for width in range(min(_WARM_TEXT_TOKENS, self.info.max_tokens), 0, -step):
-            self._embed_all([[row * width]], _unit_vectors)
+            self._embed(_unit_vectors, self._solo, [row * width])
+        embed = partial(self._embed, _unit_vectors, self._shared)
         for rows in range(_WARM_GROUP_TOKENS // step, 0, -1):
-            # Two at least, or it would be taken for a text that is alone.
-            self._embed_all([[row * step] * rows] * max(2, self._shared.streams), _unit_vectors)
-
-    def _embed_all(self, batches: Sequence[list[list[int]]], finish: Finish) -> list[list[Any]]:
-        if len(batches) == 1:
-            return [self._embed(finish, self._solo, batches[0])]
-        return list(self._streams.map(partial(self._embed, finish, self._shared), batches))
+            list(self._streams.map(embed, [[row * step] * rows] * self._shared.streams))
 
     def _embed(self, finish: Finish, session: Session, rows: list[list[int]]) -> list[Any]:
         ids, mask = pad(rows, self._tokenizer)
