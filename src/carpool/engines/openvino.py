@@ -1,4 +1,4 @@
-"""A session on OpenVINO's CPU plugin. The only module that imports openvino."""
+"""A session on OpenVINO's CPU plugin. Only this module and `openvino_graph` import openvino."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from carpool.errors import MissingExtra, ModelError
 try:
     import numpy as np
     import openvino  # type: ignore[import-untyped]  # it ships no stubs
+
+    from carpool.engines.openvino_graph import simplify
 except ImportError as error:
     raise MissingExtra("openvino", "local") from error
 
@@ -101,6 +103,7 @@ def open_sessions(model: Path, threads: int) -> Sessions:
         network = openvino.Core().read_model(model)
     except RuntimeError as error:
         raise unreadable(model, error) from error
+    simplify(network)
     return _sessions(network, str(model), threads)
 
 
