@@ -18,8 +18,8 @@ from openvino.passes import ConstantFolding, Manager  # type: ignore[import-unty
 # it, and it is a number in bf16 and f16 too, where the lowest of f32 is -inf.
 _MASKED = -30_000.0
 
-# Bytes of packed weights. With them unpacked a model's four networks together take 11 times as much more: MiniLM
-# 110 MiB, measured; one with 12 layers has twice the weights. A larger model stays as small as it is.
+# Bytes of packed weights. With them unpacked a model's four networks together take 11 times as much more:
+# 110 MiB for MiniLM, measured. With 12 layers it has twice the weights. A larger model stays as small as it is.
 _MOST_PACKED = 32 << 20
 _PACKED = {openvino.Type.i8, openvino.Type.u8}
 
