@@ -99,10 +99,14 @@ def due(plan: Plan) -> list[float]:
     return list(takewhile(lambda moment: moment < plan.duration, sent))
 
 
-def alternate(case: Case, servers: Sequence[Server], plans: Sequence[Plan]) -> dict[str, Rounds]:
-    """A round of each plan on every server in turn."""
+def alternate(
+    case: Case, servers: Sequence[Server], plans: Sequence[Plan], others: Sequence[Callable[[Plan], None]] = ()
+) -> dict[str, Rounds]:
+    """A round of each plan on every server in turn, and on others whose figures are their own matter."""
     rounds = {server.name: Rounds() for server in servers}
     for plan in plans:
+        for other in others:
+            other(plan)
         for server in servers:
             server.wake()
             try:

@@ -108,18 +108,19 @@ class Offline:
         )
         stack.callback(self._process.terminate)
         self._measured: list[dict[str, Any]] = []
+        self._paced: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        """Batches out of sorted windows, then one by one."""
+    def run(self, _: Plan) -> None:
+        """Batches out of sorted windows, then one by one, as fast as it can."""
         self._measured.append(self._ask([]))
 
-    def pace(self, plan: Plan) -> tuple[float, float]:
-        """An open loop on the engine alone, one input after another: medians, in milliseconds.
+    def pace(self, plan: Plan) -> None:
+        """An open loop on the engine alone, one input after another."""
+        self._paced.append(self._ask(due(plan)))
 
-        Of what an input takes, and of the latency, in which is the wait for those before it.
-        """
-        told = self._ask(due(plan))
-        return statistics.median(told["alone_ms"]), statistics.median(told["latency_ms"])
+    def paced(self, figure: str) -> float:
+        """Milliseconds in those loops: `alone_ms` an input takes; in `latency_ms` is the wait for others."""
+        return float(statistics.median(statistics.median(one[figure]) for one in self._paced))
 
     def _ask(self, moments: Sequence[float]) -> Any:
         assert self._process.stdin is not None
@@ -183,25 +184,23 @@ def compare(case: Case, only: Sequence[str], report: Report) -> None:
         servers = start_all(case, only, stack, report)
         offline = start_offline(case, servers, stack)
         plan = Plan(case.seconds, 0.0, patience=case.patience)
-        closed = {server.name: Rounds() for server in servers}
-        for _ in range(case.rounds):
-            for engine in offline.values():
-                engine.run()
-            for name, of in alternate(case, servers, [replace(plan, users=USERS)]).items():
-                closed[name].all += of.all
+        engines = [*offline.values()]
+        users = [replace(plan, users=USERS)] * case.rounds
+        closed = alternate(case, servers, users, [engine.run for engine in engines])
         show(report, f"{USERS} users", closed, closed)
         saturation = closed["carpool"].median(lambda one: one.rate)
         loads = [open_loops(plan, saturation * share, case.rounds) for share in SHARES]
         loops = []
         for share, plans in zip(SHARES, loads, strict=True):
-            loops.append(alternate(case, able(case, servers, plans[0].rate, closed), plans))
+            alone = [engine.pace for engine in engines] if share == SHARES[0] else []
+            loops.append(alternate(case, able(case, servers, plans[0].rate, closed), plans, alone))
             show(report, f"{share:.0%} of carpool's {saturation:,.0f} requests/s, Poisson", loops[-1], closed)
         report.say("\n## Bars\n")
         judge_throughput(case, closed, report)
         for name, engine in offline.items():
             if case.model == "minilm":
                 judge_offline(closed[name], engine, report)
-            judge_light_load(name, loads[0], loops[0], engine, report)
+            judge_light_load(name, loops[0][name], engine, report)
         if case.model == "resnet18":
             ours = [server for server in servers if server.name in ENGINES]
             judge_crowd(alternate(case, ours, [CROWD]), report)
@@ -268,18 +267,15 @@ def judge_offline(closed: Rounds, engine: Offline, report: Report) -> None:
     report.judge("req/s, of the engine's own offline", rate / engine.rate, BAR_OFFLINE)
 
 
-def judge_light_load(
-    name: str, plans: Sequence[Plan], light: Mapping[str, Rounds], engine: Offline, report: Report
-) -> None:
+def judge_light_load(name: str, light: Rounds, engine: Offline, report: Report) -> None:
     """What serving costs when there is little to do, where a model's own time is that at the same load."""
-    paced = [engine.pace(plan) for plan in plans]
-    alone, least = (statistics.median(medians) for medians in zip(*paced, strict=True))
+    alone, least = engine.paced("alone_ms"), engine.paced("latency_ms")
     report.say(f"- Offline, {name}: {engine.rate:,.0f}/s in batches of {BATCH}")
     report.say(
         f"- One alone: {engine.alone_ms:.2f} ms one after another, {alone:.2f} ms with this load's pauses"
     )
     report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
-    p50 = light[name].median(lambda one: one.p50_ms)
+    p50 = light.median(lambda one: one.p50_ms)
     report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
 
 

@@ -28,6 +28,9 @@ _ROUNDING = 0.001  # seconds that an event loop's timer may be early
 _REST = 0.1  # seconds that a user waits after a connection was refused
 # Seconds: requests closer together than that are sent together, so that a ring is not spent on each.
 _GRAIN = 0.0002
+# Seconds, and a share of its wait, that an open loop is awake before a request is due. On a core that sleeps an
+# alarm is 0.15 ms late, which all latencies of a light load would count: 3 % of a p50 of 5 ms.
+_AWAKE, _AWAKE_SHARE = 0.0003, 0.1
 _MOST_TOGETHER = 64  # requests that are sent before replies are looked at again
 
 
@@ -261,6 +264,7 @@ class OpenLoop(Load):
         self._backlog: deque[float] = deque()
         self._begun = 0.0
         self._due = 0.0
+        self._next_at = 0.0  # when something is to be sent again
         self._alarm: Alarm
 
     async def prepare(self) -> None:
@@ -310,8 +314,9 @@ class OpenLoop(Load):
         super()._give_up()
 
     def _send_due(self) -> None:
-        """Send what is due, and come back for the next."""
-        now = perf_counter()
+        """Send what is due, and come back shortly before the next is."""
+        while (now := perf_counter()) < self._next_at:
+            pass
         for _ in range(_MOST_TOGETHER):
             if self._due > now or self._due >= self.until:
                 break
@@ -319,7 +324,8 @@ class OpenLoop(Load):
             now = perf_counter()
             self._due = self._begun + next(self._times)
         if self._due < self.until:
-            self._alarm.set(max(self._due, now + _GRAIN) if self._due > now else now)
+            self._next_at = max(self._due, now + _GRAIN) if self._due > now else now
+            self._alarm.set(self._next_at - min(_AWAKE, _AWAKE_SHARE * (self._next_at - now)))
 
     def _send(self, now: float) -> None:
         self.in_flight += 1
