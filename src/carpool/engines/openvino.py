@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 # The numbers of tokens that a text alone is padded up to; a network is compiled for each. Measured on MiniLM,
-# two cores, with sentences (three of four have at most 32 tokens, nearly all at most 64): the mean is 9.4 ms on
-# one of free shapes, 7.8 with 32 alone, 6.8 with 32 and 64, 6.7 with 16 as well, and 6.5 with 16 and 48.
+# two cores, with 70 sentences a second (three of four have at most 32 tokens, nearly all at most 64): the
+# median is 6.0 ms on one of free shapes, 4.4 with 32 and 64, and no less with 16 as well.
 _WIDTHS = (32, 64)
 
-# Measured on the same: two texts as one batch take 1.4 ms of 15 longer than one after the other (on one core as
-# long), whatever their lengths, as shapes that change cost as much as two fixed ones compute. Three gain 2 ms.
-_ONE_BY_ONE = 2
+# Measured on the same: two texts as one batch take 2.1 ms of 9.5 longer than one after the other, three 1.1 of
+# 11.7, as shapes that change cost as much as fixed ones compute. Four gain 0.8.
+_ONE_BY_ONE = 3
 
 
 class OpenVinoSession:
@@ -63,8 +63,8 @@ class OpenVinoSession:
 class OneTextSession:
     """One text at a time: on a network of a fixed width where it is short, else on one of free shapes.
 
-    A network of free shapes needs 3 to 4 ms to change from one width to another, even between widths that it
-    knows: almost as long as it computes a short text.
+    A network of free shapes needs 1.2 ms to change from one width to another, even between widths that it
+    knows: more than half as long as it computes a short text.
     """
 
     streams = 1
@@ -108,7 +108,7 @@ def open_sessions(model: Path, threads: int) -> Sessions:
 
 
 def _sessions(network: Any, name: str, threads: int) -> Sessions:
-    """Compile clones of one network: 25 MB each on MiniLM, as they share weights. Read anew they take 45."""
+    """Compile clones of one network: 50 MB each on MiniLM, as they share what they were read from."""
     free = OpenVinoSession(_compile(network.clone(), name, threads), 1)
     solo = OneTextSession(free, _open_fixed(network, name, threads))
     if threads == 1:
