@@ -6,7 +6,7 @@ from typing import Any
 
 from carpool.core.request import Request
 
-_OUTAGE = 4  # failures without a success: both halves, and both halves of one
+_OUTAGE = 6  # failures without a success: both halves, and both halves of each
 
 
 # The span `start:stop` of a request's items that travels in one batch: (request, start, stop). A plain tuple:

@@ -461,8 +461,8 @@ class Scheduler:
         for ended_at, replica, batch in lessons:
             replica.succeeded(ended_at, batch)
             self._pool.has_answered()
+            self._isolation_budget.earn(len(batch))
             if batch.search is None:
-                self._isolation_budget.earn()
                 self._reruns.earn()
             else:
                 batch.search.successes += 1
