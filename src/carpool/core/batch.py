@@ -6,7 +6,9 @@ from typing import Any
 
 from carpool.core.request import Request
 
-_OUTAGE = 6  # failures without a success: both halves, and both halves of each
+# Failures without a success: both halves and a half of one make it doubtful that items are to blame. It is an
+# outage when the other half has failed as well, and an item of each alone.
+_DOUBT, _OUTAGE = 3, 6
 
 
 # The span `start:stop` of a request's items that travels in one batch: (request, start, stop). A plain tuple:
@@ -23,6 +25,11 @@ class Search:
         self.failures = 0  # on what was in a batch; one that was too large says nothing of an outage
         self.successes = 0
         self.largest = 1  # items that have succeeded in one batch
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it may be that everything fails."""
+        return not self.successes and self.failures >= _DOUBT
 
     @property
     def is_outage(self) -> bool:

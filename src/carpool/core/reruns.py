@@ -56,10 +56,14 @@ class Reruns:
         """Whether a batch may be run a second time that is not lost; paid from the same budget."""
         return self._budget.spend(1)
 
-    def in_halves(self, now: float, batch: Batch, search: Search) -> None:
-        """Run a batch's halves at once, where it ran."""
-        for half in halves(batch):
-            self._push(now, half, search, batch.tries, None)
+    def in_pieces(self, now: float, batch: Batch, search: Search) -> None:
+        """Run a batch's halves at once, where it ran. If it may be that everything fails, one item goes first.
+
+        Alone it is likely to be answered, also where so many are bad that every part of the batch has some.
+        """
+        first, rest = cut(batch.parts, 1) if search.is_doubtful else halves(batch)
+        self._push(-inf if search.is_doubtful else now, first, search, batch.tries, None)
+        self._push(now, rest, search, batch.tries, None)
 
     def again(self, now: float, batch: Batch) -> bool:
         """Run a lost batch again in a moment; False if it was tried too often, or too much is."""

@@ -514,15 +514,16 @@ class Scheduler:
         if is_lost and self._reruns.again(now, batch):
             return
         if self._may_split(batch, error, search, kills):
-            self._reruns.in_halves(now, batch, search)
+            self._reruns.in_pieces(now, batch, search)
             return
         if len(batch) == 1:
-            if kills:
+            is_deadly = kills and not search.is_doubtful
+            if is_deadly:
                 error = _deadly(error)
             elif isinstance(error, BatchRefused):
                 error = BadInput("the input is refused", str(error))
             ((request, _, _),) = batch.parts
-            is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and (search.successes or kills)
+            is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and (search.successes or is_deadly)
             if is_to_blame and request.key is not None:
                 self._quarantine.add(now, request.key, error)
         self._fail_all(batch.parts, error)
