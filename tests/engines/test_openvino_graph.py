@@ -23,20 +23,21 @@ PACKED = np.random.default_rng(2).integers(-128, 128, (4, 3)).astype(np.int8)
 SCALE = np.array([0.5, 0.25, 2.0], dtype=np.float32)
 
 
-def number(value: float) -> Any:
-    return op.constant(np.array(value, dtype=np.float32))
+def number(value: float, dtype: type = np.float32) -> Any:
+    return op.constant(np.array(value, dtype=dtype))
 
 
-def attention(*choice: float) -> Any:
+def attention(*choice: float, dtype: type = np.float32) -> Any:
     """Means of VALUES by scores, of which a mask keeps some, and behind the softmax what torch puts there.
 
     `choice` is what the mask adds where it is true, and where not; without one nothing is masked.
     """
-    scores, mask = op.parameter([-1, 4], np.float32), op.parameter([-1, 1, 4], np.bool_)
-    added = [op.squeeze(op.select(mask, *map(number, choice)), [1])] if choice else []
+    scores, mask = op.parameter([-1, 4], dtype), op.parameter([-1, 1, 4], np.bool_)
+    added = [op.squeeze(op.select(mask, *(number(one, dtype) for one in choice)), [1])] if choice else []
     softmax = op.softmax(op.add(scores, *added) if added else op.abs(scores), 1)
-    guarded = op.select(op.is_nan(softmax), number(0.0), softmax)
-    return openvino.Model([op.matmul(guarded, op.constant(VALUES), False, False)], [scores, mask])
+    guarded = op.select(op.is_nan(softmax), number(0.0, dtype), softmax)
+    values = op.constant(VALUES.astype(dtype))
+    return openvino.Model([op.matmul(guarded, values, False, False)], [scores, mask])
 
 
 def packed(weights: Any) -> Any:
@@ -75,6 +76,17 @@ def test_an_attention_needs_no_guard_whose_mask_is_finite(masked: float, precisi
     after = run(network, SCORES, mask, precision=precision)
     assert np.array_equal(after[:2], before[:2])
     assert np.isfinite(after[2]).all()
+
+
+def test_a_mask_keeps_its_type() -> None:
+    """A model in 16 bits is compiled like any other."""
+    network = attention(0.0, float(np.finfo(np.float16).min), dtype=np.float16)
+    mask = np.array([[[True, False, True, False]], [[True] * 4], [[False] * 4]])
+    before = run(network, SCORES.astype(np.float16), mask)
+    simplify(network)
+    assert "IsNaN" not in kinds(network)
+    after = run(network, SCORES.astype(np.float16), mask)
+    assert np.array_equal(after[:2], before[:2])
 
 
 @pytest.mark.parametrize("choice", [(), (0.0, -100.0), (1.0, -math.inf), (0.0, math.nan)])

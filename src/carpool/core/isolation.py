@@ -35,7 +35,7 @@ class Budget:
         self._calls = at_first
 
     def earn(self, count: int = 1) -> None:
-        """So much went well, without extra calls."""
+        """So much went well."""
         self._calls = min(self._saved, self._calls + self._share * count)
 
     def spend(self, calls: int) -> bool:

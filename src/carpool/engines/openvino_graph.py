@@ -47,7 +47,7 @@ def _drop_guards(network: Any) -> None:
         if is_nan.get_type_name() != "IsNaN" or is_nan.input_value(0) != softmax:
             continue
         if (mask := _mask_of(softmax.get_node())) is not None:
-            finite = openvino.op.Constant(np.array(_MASKED, np.float32))
+            finite = openvino.op.Constant(mask.get_element_type(), openvino.Shape([]), [_MASKED])
             mask.input(2).replace_source_output(finite.output(0))
             guard.output(0).replace(softmax)
 
@@ -68,7 +68,7 @@ def _number(node: Any, place: int) -> float:
     """A constant input of a node, and inf where it is not a single number."""
     source = node.input_value(place).get_node()
     is_one = source.get_type_name() == "Constant" and source.data.size == 1
-    return float(source.data.item()) if is_one else inf
+    return float(source.get_data(dtype=np.float32).item()) if is_one else inf
 
 
 def _unpack_weights(network: Any) -> None:
