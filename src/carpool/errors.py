@@ -10,7 +10,7 @@
     │   ├── NotAllowed   401   the upstream does not serve whoever asks; also 403
     │   ├── NotFound     404   no such route
     │   ├── WrongMethod  405   the route exists, the method does not
-    │   ├── TooLarge     413   the body is over the limit
+    │   ├── TooLarge     413   the body is over the limit, or has more inputs than the queue may hold
     │   └── WrongType    415   the content type is not one the route reads
     ├── TimedOut         408   the request could not be answered in time and was not run
     ├── Overloaded       429   the queue is full or too long for it; `retry_after` says when to come back
@@ -98,7 +98,7 @@ class WrongMethod(CallerError):
 
 
 class TooLarge(CallerError):
-    """The body is over the limit of its route."""
+    """The body is over the limit of its route, or has more inputs than the queue may hold."""
 
     status = 413
 

@@ -19,12 +19,13 @@ Part = tuple[Request, int, int]
 class Search:
     """The search for the bad items of a batch that failed; `isolation.py` says how it goes."""
 
-    __slots__ = ("failures", "largest", "successes")
+    __slots__ = ("bore", "failures", "largest", "successes")
 
     def __init__(self) -> None:
         self.failures = 0  # on what was in a batch; one that was too large says nothing of an outage
         self.successes = 0
         self.largest = 1  # items that have succeeded in one batch
+        self.bore: dict[int, float] = {}  # what replicas, by number, bore before they complained of a size
 
     @property
     def is_doubtful(self) -> bool:

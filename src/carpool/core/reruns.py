@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from carpool.core.batch import Batch, Part, Search
 from carpool.core.isolation import Budget, cut, halves
+from carpool.core.request import Request
 from carpool.core.spread import spread
 
 _TRIES = 3  # of one batch, the first included
@@ -102,6 +103,10 @@ class Reruns:
         for rerun in waits:
             heapq.heappush(self._entries, rerun)
         return found
+
+    def requests(self) -> list[Request]:
+        """Whose they are."""
+        return [request for rerun in self._entries for request, _, _ in rerun.parts]
 
     def abandon(self, search: Search) -> list[Part]:
         """Give up a search; what was still to be run for it."""
