@@ -20,6 +20,7 @@
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     │   ├── Unreachable        it did not take the batch, or was lost over it: another try may succeed
     │   │   └── Crashed        the process that ran the batch has ended; twice, and it may be of the batch
+    │   │       └── Hung       it had to be ended, as it took too long
     │   └── Abandoned          nobody waits for the batch any more, so it was ended; no caller ever sees it
     └── Unavailable      503   nothing can serve now: starting, no replica
         └── ShuttingDown       this server goes away; another may serve
@@ -149,6 +150,10 @@ class Unreachable(BackendError):
 
 class Crashed(Unreachable):
     """The process that ran the batch died or had to be ended over it; twice, and one item may be to blame."""
+
+
+class Hung(Crashed):
+    """The process that ran the batch took longer than a batch may take, so it was ended."""
 
 
 class Abandoned(BackendError):

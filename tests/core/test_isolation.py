@@ -12,7 +12,7 @@ from carpool.core.batch import Batch
 from carpool.core.isolation import Quarantine, halves
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Crashed
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Crashed, Hung
 from tests.core.support import Simulation, echo, fails_on, make, must_take, serve_all, submit
 
 
@@ -254,6 +254,45 @@ def test_a_backend_whose_processes_always_die_is_not_searched_to_the_end() -> No
     run_together(simulation, range(32))
     assert len(simulation.batches) == 8
     assert all(isinstance(request.error, Crashed) for request in simulation.ended)
+
+
+def hangs_on(*bad: Any) -> Callable[[Batch], list[Any] | BaseException]:
+    """A backend whose processes have to be ended over these items."""
+    return lambda batch: Hung("it took 60 s") if set(bad) & set(batch.items) else echo(batch)
+
+
+def hung(simulation: Simulation, *bad: Any) -> int:
+    """How many batches took all the time that a batch may take."""
+    return len([batch for batch in simulation.batches if set(bad) & set(batch.items)])
+
+
+@pytest.mark.parametrize("bad", range(1, 32))
+def test_an_item_that_hangs_is_found_in_two_tries(bad: int) -> None:
+    """Each takes as long as a batch may take, in which nobody else is served."""
+    scheduler = make(32)
+    simulation = Simulation(scheduler, hangs_on(bad))
+    run_together(simulation, range(32))
+    assert hung(simulation, bad) == 2
+    (error,) = [request.error for request in simulation.ended if request.error is not None]
+    assert "kills the worker process" in str(error)
+    with pytest.raises(BatchFailed):
+        submit(scheduler, 30.0, bad, key=bad)
+
+
+def test_a_lone_item_that_hangs_is_tried_once_more() -> None:
+    """It may have been the process."""
+    simulation = Simulation(make(32), hangs_on("bad"))
+    run_together(simulation, ["bad"])
+    assert hung(simulation, "bad") == 2
+
+
+def test_a_backend_that_hangs_over_everything_is_down_after_three() -> None:
+    """The batch, and two items alone."""
+    simulation = Simulation(make(32), hangs_on(*range(32)))
+    run_together(simulation, range(32))
+    assert len(simulation.batches) == 3
+    assert all(isinstance(request.error, Hung) for request in simulation.ended)
+    assert len(simulation.ended) == 32
 
 
 def test_without_isolation_a_deadly_batch_is_run_twice_and_then_fails_whole() -> None:

@@ -9,6 +9,7 @@ from carpool.core.request import Request
 # Failures without a success: both halves and a half of one make it doubtful that items are to blame. It is an
 # outage when the other half has failed as well, and an item of each alone.
 _DOUBT, _OUTAGE = 3, 6
+_HANG = 3  # failures for which one counts that took all the time that a batch may take: two are an outage
 
 
 # The span `start:stop` of a request's items that travels in one batch: (request, start, stop). A plain tuple:
@@ -26,6 +27,10 @@ class Search:
         self.successes = 0
         self.largest = 1  # items that have succeeded in one batch
         self.bore: dict[int, float] = {}  # what replicas, by number, bore before they complained of a size
+
+    def failed(self, hung: bool) -> None:
+        """A step of it failed."""
+        self.failures += _HANG if hung else 1
 
     @property
     def is_doubtful(self) -> bool:

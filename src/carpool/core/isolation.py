@@ -3,8 +3,9 @@
 A batch that failed on what was in it is split in halves, breadth first, until single items fail: one bad item
 in 32 costs ten more calls. It must not make an outage worse: when both halves fail, both halves of one, and an
 item of each of these alone, with nothing answered in between, the backend is down and the rest fails at once.
-And calls made for isolation are paid from a budget of two for every item that was answered, which is what
-a search costs to its end.
+A batch that took longer than any may is run again item by item at once, since each of its halves could take as
+long, and two that hang with nothing answered in between are an outage. And calls made for isolation are paid
+from a budget of two for every item that was answered, which is what a search costs to its end.
 """
 
 from __future__ import annotations

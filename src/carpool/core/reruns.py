@@ -66,6 +66,13 @@ class Reruns:
         self._push(-inf if search.is_doubtful else now, first, search, batch.tries, None)
         self._push(now, rest, search, batch.tries, None)
 
+    def one_by_one(self, now: float, batch: Batch, search: Search) -> None:
+        """Run each item alone: what hangs takes all the time there is in each part that it is in, so in one."""
+        rest = batch.parts
+        while rest:
+            first, rest = cut(rest, 1)
+            self._push(now, first, search, batch.tries, None)
+
     def again(self, now: float, batch: Batch) -> bool:
         """Run a lost batch again in a moment; False if it was tried too often, or too much is."""
         if not live(batch.parts):

@@ -37,6 +37,7 @@ from carpool.errors import (
     BatchTooLarge,
     CallerError,
     Crashed,
+    Hung,
     Overloaded,
     ShuttingDown,
     TimedOut,
@@ -520,14 +521,19 @@ class Scheduler:
             else:
                 self._pool.excused(search)
         elif batch.search is not None:
-            search.failures += 1
+            search.failed(hung=isinstance(error, Hung))
         self._note_health(now, replica, error, search)
         kills = isinstance(error, Crashed) and batch.tries >= _KILLS
+        if isinstance(error, Hung) and self._policy.isolate and (len(batch) > 1 or batch.search is not None):
+            kills = True  # each try costs the whole time that a batch may take: in pieces is another one
         is_lost = isinstance(error, _LOST) and not (kills or isinstance(error, ShuttingDown))
         if is_lost and not self._is_put_off(now, error) and self._reruns.again(now, batch):
             return
         if self._may_split(batch, error, search, kills):
-            self._reruns.in_pieces(now, batch, search)
+            if isinstance(error, Hung):
+                self._reruns.one_by_one(now, batch, search)
+            else:
+                self._reruns.in_pieces(now, batch, search)
             return
         if len(batch) == 1:
             is_deadly = kills and not search.is_doubtful

@@ -33,6 +33,7 @@ from carpool.errors import (
     BatchTooLarge,
     CarpoolError,
     Crashed,
+    Hung,
     ModelError,
     Unavailable,
     Unsupported,
@@ -63,6 +64,7 @@ class Worker:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
+        self.has_hung = False
         self._connection = connection
 
     @classmethod
@@ -111,7 +113,8 @@ class Worker:
 
     def crashed(self) -> Crashed:
         """What became of it, for the callers of the batch that it ran."""
-        return Crashed(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
+        kind = Hung if self.has_hung else Crashed
+        return kind(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
 
     def memory(self) -> int:
         """The bytes of memory that it has; 0 when it is gone."""
@@ -285,7 +288,12 @@ class ProcessBackend:
         if self._batch_timeout is None:
             return None
         fate = f"took more than {self._batch_timeout:g} s for a batch"
-        return asyncio.get_running_loop().call_later(self._batch_timeout, self._end, worker, fate)
+
+        def end() -> None:
+            worker.has_hung = True
+            self._end(worker, fate)
+
+        return asyncio.get_running_loop().call_later(self._batch_timeout, end)
 
     @asynccontextmanager
     async def _brought(self, items: Sequence[bytes]) -> AsyncIterator[int]:
