@@ -398,14 +398,18 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     """Its answer is dropped, and its memory is not written before the worker is done with it."""
 
     async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
+        async with toy("toy_model:in_place") as backend:
+            pid = backend.info["pid"]
             first, given_up, third = (
-                asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
+                asyncio.create_task(backend.run(large(text), Call("infer")))
+                for text in ("first", "second", "third")
             )
-            await asyncio.sleep(0.1)
+            await turns_until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG))
             given_up.cancel()
-            assert texts_in(await first) == ["sleep", "sleep"]
-            assert texts_in(await third) == ["third", "third"]
+            await asyncio.wait([given_up])
+            os.kill(pid, signal.SIGCONT)
+            assert json.loads((await first)[0]) == ["first"] * 2
+            assert json.loads((await third)[0]) == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
 
     run(main())
 
