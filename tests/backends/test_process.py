@@ -159,6 +159,23 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     run(main())
 
 
+def test_a_new_worker_has_one_batch_at_a_time() -> None:
+    """Of two that were with the one that died either may have been at fault: the next is to tell which."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed):
+                await backend.run([b'"die"'])
+            await turns_until(lambda: backend.trouble() is None)
+            running = [backend.run([item]) for item in (b'"a"', b'"b"')]
+            assert backend._latest is not None
+            assert backend._latest.unanswered == 1
+            answers = await asyncio.gather(*running)
+            assert [texts_in(answer) for answer in answers] == [["a"], ["b"]]
+
+    run(main())
+
+
 def test_to_end_a_worker_that_has_died_does_not_hide_how_it_died() -> None:
     """Its exit status belongs to whoever waits for it, however late the loop comes to look."""
 
