@@ -159,6 +159,23 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     run(main())
 
 
+def test_a_new_worker_has_one_batch_at_a_time() -> None:
+    """Of two that were with the one that died either may have been at fault: the next is to tell which."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed):
+                await backend.run([b'"die"'])
+            await turns_until(lambda: backend.trouble() is None)
+            running = [backend.run([item]) for item in (b'"a"', b'"b"')]
+            assert backend._latest is not None
+            assert backend._latest.unanswered == 1
+            answers = await asyncio.gather(*running)
+            assert [texts_in(answer) for answer in answers] == [["a"], ["b"]]
+
+    run(main())
+
+
 def test_to_end_a_worker_that_has_died_does_not_hide_how_it_died() -> None:
     """Its exit status belongs to whoever waits for it, however late the loop comes to look."""
 
@@ -398,14 +415,18 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     """Its answer is dropped, and its memory is not written before the worker is done with it."""
 
     async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
+        async with toy("toy_model:in_place") as backend:
+            pid = backend.info["pid"]
             first, given_up, third = (
-                asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
+                asyncio.create_task(backend.run(large(text), Call("infer")))
+                for text in ("first", "second", "third")
             )
-            await asyncio.sleep(0.1)
+            await turns_until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG))
             given_up.cancel()
-            assert texts_in(await first) == ["sleep", "sleep"]
-            assert texts_in(await third) == ["third", "third"]
+            await asyncio.wait([given_up])
+            os.kill(pid, signal.SIGCONT)
+            assert json.loads((await first)[0]) == ["first"] * 2
+            assert json.loads((await third)[0]) == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
 
     run(main())
 

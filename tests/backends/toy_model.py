@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from carpool.errors import ModelError
-from carpool.wire.call import Vector
+from carpool.wire.call import Call, Vector
 
 
 class Toy:
@@ -75,6 +75,36 @@ class Ahead(Toy):
         return super().run(items)
 
 
+class InPlace:
+    """One that is asked to `infer`, and reads a batch where it lies only once the batch after it is prepared.
+
+    It tells the texts of all the batches that it has read. There are three; when it has the second, the
+    process stops until it is told to go on.
+    """
+
+    def __init__(self) -> None:
+        self.info = {"pid": os.getpid()}
+        self.is_prepared = {text: threading.Event() for text in ("first", "second", "third")}
+        self.read: list[str] = []
+
+    def prepare(self, bodies: Sequence[memoryview], call: Call) -> Callable[[], list[bytes]]:
+        text = _text(bodies[0])
+        if text == "second":
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        self.is_prepared[text].set()
+        following = {"first": "second", "second": "third"}.get(text, text)
+        return partial(self.run, bodies, self.is_prepared[following])
+
+    def run(self, bodies: Sequence[memoryview], is_next_prepared: threading.Event) -> list[bytes]:
+        is_next_prepared.wait(20)
+        self.read += map(_text, bodies)
+        return [json.dumps(self.read).encode()] * len(bodies)
+
+
+def _text(body: memoryview) -> str:
+    return str(json.loads(bytes(body))).strip()
+
+
 def _vector() -> Vector:
     vector = Vector(b"[1.0]")
     vector.tokens, vector.floats = 3, struct.pack("<f", 1)
@@ -97,6 +127,10 @@ def load(refuse: bool = False, crash: bool = False, most: int = 1000, device: st
 
 def ahead() -> Any:
     return Ahead("cpu", 1000)
+
+
+def in_place() -> Any:
+    return InPlace()
 
 
 def on_cpu() -> Any:

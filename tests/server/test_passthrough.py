@@ -36,6 +36,7 @@ class Elsewhere(InThread):
         match request.path:
             case "/echo":
                 headers = {"x-asked": json.dumps(dict(request.headers)), "x-more": "1"}
+                headers |= {"connection": "X-Hop", "x-hop": "1"}
                 return web.Response(status=207, body=await request.read(), headers=headers)
             case "/stream":
                 return await self._stream(request)
@@ -109,6 +110,13 @@ def test_a_request_is_forwarded_as_it_is(carpool: RunningServer, elsewhere: Else
     assert "te" not in seen
     assert "x-own" in seen
     assert seen.get("content-length") == (str(len(body)) if body else None)
+
+
+def test_what_connection_names_is_not_forwarded(carpool: RunningServer) -> None:
+    """It belongs to one connection (RFC 9110, 7.6.1), whichever side says so."""
+    reply = carpool.client.get("/echo", headers={"connection": "x-a, X-B", "x-a": "1", "x-b": "1", "x-c": "1"})
+    assert {"x-a", "x-b", "x-c"} & asked(reply).keys() == {"x-c"}
+    assert {"x-hop", "x-more"} & reply.headers.keys() == {"x-more"}
 
 
 def test_the_callers_own_credentials_go_before_ours(carpool: RunningServer) -> None:
