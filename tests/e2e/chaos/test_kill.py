@@ -1,6 +1,6 @@
 """`kill -9` of a worker again and again while callers call: wrong answers, hangs and errors are counted.
 
-`CARPOOL_KILL_SECONDS=60` for the long form.
+`CARPOOL_KILLS=100` for the long form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.engines import tiny_onnx
 from tests.support.servers import RunningServer, carpool_serve, until
 
 CALLERS = 16
-KILLS = int(os.environ.get("CARPOOL_KILL_SECONDS", "5"))  # each as soon as both are well: within a second
+KILLS = int(os.environ.get("CARPOOL_KILLS", "5"))  # each as soon as both are well: within a second
 MOST_ERRORS = 0.001
 RECOVERY_SECONDS = 10.0  # loading a model twice, on a machine with other things to do
 
