@@ -64,6 +64,7 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
         self._connection = connection
+        self._life = asyncio.create_task(self._live())
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
@@ -125,14 +126,30 @@ class Worker:
         """Tell the worker to finish: it exits when it has nothing left to read."""
         self._connection.hang_up()
 
+    async def ended(self) -> int:
+        """Wait for its end; its exit status."""
+        return await asyncio.shield(self._life)
+
+    async def _live(self) -> int:
+        """Once the process has ended, so has its connection, which its own children may keep open."""
+        status = await self.process.wait()
+        self.fate = self.fate or "died"
+        self._connection.abort()
+        return status
+
     async def finish(self) -> None:
         """Hang up and wait for its end; a model that does not let go is not waited for long."""
         self.hang_up()
         try:
-            await asyncio.wait_for(self.process.wait(), _FINISH_SECONDS)
+            await asyncio.wait_for(self.ended(), _FINISH_SECONDS)
         except TimeoutError:
             self.kill()
-            await self.process.wait()
+            await self.ended()
+
+    def end(self, fate: str) -> None:
+        """End it now, and say why. The first reason counts."""
+        self.fate = self.fate or fate
+        self.kill()
 
     def kill(self) -> None:
         """End it now; harmless when it is dead.
@@ -266,9 +283,8 @@ class ProcessBackend:
 
     def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
-        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+        if (worker := self._current()) is None:
             return None
-        worker = self._worker.result()
         is_careful = time.monotonic() < self._careful_until
         if worker.unanswered > (0 if is_careful else 1):
             return None
@@ -327,9 +343,8 @@ class ProcessBackend:
             await worker.load(self._load)
         except BaseException:
             worker = await spawning  # to end it, it must be known: also where this was cancelled before it was
-            worker.kill()
-            worker.hang_up()
-            await worker.process.wait()
+            worker.end("was not ready")
+            await worker.ended()
             raise
         self._latest = worker
         self.info = worker.info
@@ -341,9 +356,8 @@ class ProcessBackend:
         while True:
             if worker is not None:
                 status = await self._ended(worker)
-                worker.hang_up()
-                self._coming()
-                fate = f"{worker.fate or 'died'} (status {status})"
+                fate = f"{worker.fate} (status {status})"
+                self._end(worker, fate)
                 self._tell(f"the worker process {fate} and is being replaced")
                 logger.error("worker ended", extra={"fate": fate, "status": status, "pid": worker.process.pid})
             worker = await self._replace()
@@ -352,7 +366,7 @@ class ProcessBackend:
         """Wait for the worker's end, and see meanwhile that it does not grow too large."""
         watch = asyncio.create_task(self._watch_memory(worker))
         try:
-            return await worker.process.wait()
+            return await worker.ended()
         finally:
             watch.cancel()
 
@@ -367,12 +381,11 @@ class ProcessBackend:
             self._end(worker, f"took more than {self._max_memory >> 20} MiB of memory")
 
     def _end(self, worker: Worker, fate: str) -> None:
-        """End a worker; from now on everybody waits for the next one."""
-        if worker.fate == _ALIVE:
-            worker.fate = fate
-            worker.kill()
+        """End a worker; from now on everybody waits for the next one, unless that has come by now."""
+        worker.end(fate)
+        if worker is self._current():
             self._coming()
-            self._tell(f"the worker process {fate} and is being replaced")
+            self._tell(f"the worker process {worker.fate} and is being replaced")
 
     async def _replace(self) -> Worker:
         """A new worker, tried for with growing pauses. Batches wait for an attempt and share its failure."""
@@ -392,6 +405,12 @@ class ProcessBackend:
                 logger.info("worker replaced", extra={"pid": worker.process.pid})
                 coming.set_result(worker)
                 return worker
+
+    def _current(self) -> Worker | None:
+        """The worker that batches are sent to, if there is one."""
+        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+            return None
+        return self._worker.result()
 
     def _coming(self) -> asyncio.Future[Worker]:
         """The worker that batches wait for from now on; pending, so not one that was there before."""
