@@ -38,6 +38,19 @@ def test_a_worker_that_died_is_done_with_also_where_its_own_child_keeps_the_sock
     run(main())
 
 
+@pytest.mark.parametrize("junk", ["not msgpack", "no message", "bad text"])
+def test_a_worker_that_sends_what_is_no_answer_is_ended_with_its_batch(junk: str) -> None:
+    """The caller does not wait for another."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed, match="the worker process sent what is no answer"):
+                await asyncio.wait_for(backend.run([b'"junk"', f'"{junk}"'.encode()]), 5)
+            assert texts_in(await backend.run([b'"b"'])) == ["b"]
+
+    run(main())
+
+
 def unsent() -> list[bytes]:
     """A batch that is larger than what a socket takes, and that no shared memory does."""
     return [b'"b%s"' % (b" " * (shared.LEAST - 4))]

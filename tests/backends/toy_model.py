@@ -44,6 +44,8 @@ class Toy:
             raise Memory
         if "short" in items:
             return []
+        if "junk" in items:
+            _send(JUNK[items[1]])
         if "print" in items:
             os.write(1, b"models print\n")
         return [_vector() if item == "vector" else json.dumps([item, os.getpid()]).encode() for item in items]
@@ -73,6 +75,19 @@ class Ahead(Toy):
         if "exit" in items:
             sys.exit(3)
         return super().run(items)
+
+
+# What is no frame of ours: not MessagePack, a map of another kind, a text that is not UTF-8 where one is due.
+JUNK = {
+    "not msgpack": b"\xc1",
+    "no message": b"\x81\xa1a\x01",
+    "bad text": b"\x84\xa4type\xa6Failed\xa6number\x01\xa4kind\xa1\xff\xa7message\xa1a",
+}
+
+
+def _send(body: bytes) -> None:
+    """Past what the worker sends itself."""
+    os.write(int(sys.argv[1]), struct.pack("<IQ", len(body), 0) + body)
 
 
 def _vector() -> Vector:

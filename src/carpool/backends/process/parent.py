@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
-from carpool.backends.process.connection import Connection, Reply
+from carpool.backends.process.connection import Connection, Reply, Unreadable
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
@@ -108,11 +108,10 @@ class Worker:
         try:
             return await reply
         except ConnectionError as error:
-            raise self.crashed() from error
-
-    def crashed(self) -> Crashed:
-        """What became of it, for the callers of the batch that it ran."""
-        return Crashed(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
+            if isinstance(error, Unreadable):
+                self.end("sent what is no answer")
+            fate = self.fate or "died"
+            raise Crashed(f"the worker process {fate}", "it is being replaced; try again") from error
 
     def memory(self) -> int:
         """The bytes of memory that it has; 0 when it is gone."""
