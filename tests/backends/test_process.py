@@ -410,18 +410,6 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     run(main())
 
 
-def test_a_model_that_exits_ends_its_worker_though_a_thread_waits_for_the_next_batch() -> None:
-    """As `sys.exit` does where nothing else runs."""
-
-    async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
-            with pytest.raises(Crashed):
-                await asyncio.wait_for(backend.run(large("exit")), 20)
-            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
-
-    run(main())
-
-
 def test_shared_memory_takes_more_buffers_than_one_system_call() -> None:
     """And reads back what was written last, also where there was more before."""
     memory = shared.SharedMemory()

@@ -13,19 +13,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from carpool.errors import ModelError
+from carpool.errors import ModelError, Unsupported
 from carpool.wire.call import Vector
 
 
 class Toy:
     def __init__(self, device: str, most: int) -> None:
-        self.info = {"name": "toy", "device": device, "cores": sorted(os.sched_getaffinity(0))}
+        self.info: dict[str, Any] = {"name": "toy", "device": device, "cores": sorted(os.sched_getaffinity(0))}
         self.most = most
         self.kept = bytearray()
 
     def run(self, items: Sequence[str]) -> list[bytes]:
         if "raise" in items:
             raise ValueError("no")
+        if errors := [error for text, error in ERRORS.items() if text in items]:
+            raise errors[0]
         if "die" in items:
             os.kill(os.getpid(), signal.SIGKILL)
         if "sleep" in items:
@@ -63,6 +65,8 @@ class Ahead(Toy):
     def prepare(self, items: Sequence[str]) -> Callable[[], list[bytes]]:
         if "die early" in items:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "exit early" in items:
+            sys.exit(4)
         if "raise early" in items:
             raise ValueError("early")
         if "second" in items:
@@ -72,9 +76,22 @@ class Ahead(Toy):
     def run(self, items: Sequence[str]) -> list[bytes]:
         if "first" in items:
             return [json.dumps(["first", self.is_next_prepared.wait(20)]).encode()] * len(items)
-        if "exit" in items:
-            sys.exit(3)
         return super().run(items)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+# Which are no plain exceptions.
+ERRORS: dict[str, BaseException] = {
+    "lone surrogate": ValueError("bad \udc80 name"),
+    "no text": Mute(),
+    "odd detail": Unsupported("no", 3),  # type: ignore[arg-type]
+    "exit": SystemExit(4),
+    "interrupt": KeyboardInterrupt(),
+}
 
 
 # What is no frame of ours: not MessagePack, a map of another kind, a text that is not UTF-8 where one is due.
@@ -106,7 +123,7 @@ def load(refuse: bool = False, crash: bool = False, most: int = 1000, device: st
     if refuse:
         raise ModelError("this directory holds no model", "expected one")
     if crash:
-        sys.exit(3)
+        os._exit(3)
     return Toy(device, most)
 
 
@@ -120,3 +137,11 @@ def on_cpu() -> Any:
 
 def fail() -> Any:
     raise RuntimeError("broken weights")
+
+
+def fail_to(how: str) -> Any:
+    if how == "describe itself":
+        toy = Toy("cpu", 1000)
+        toy.info["engine"] = object()
+        return toy
+    raise ERRORS[how]

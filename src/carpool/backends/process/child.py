@@ -78,9 +78,9 @@ class Link:
             items = self._memories[message.memory].read(sum(message.sizes))
         return message, items
 
-    def send(self, message: frames.FromChild) -> None:
-        """A message to the parent."""
-        self._connection.sendall(frames.encode(message))
+    def send(self, frame: bytes) -> None:
+        """A message to the parent, as a frame."""
+        self._connection.sendall(frame)
 
     def close(self) -> None:
         """Have the thread that reads, if one does, read the end."""
@@ -115,10 +115,11 @@ def serve(link: Link) -> None:
         if what.cores:  # before anything is imported that counts them
             os.sched_setaffinity(0, what.cores)
         model = load(what.loader, what.arguments, what.device)
-    except Exception as error:
-        link.send(_refusal(error))
+        ready = frames.encode(frames.Ready(model.info))
+    except BaseException as error:  # sys.exit() is no word to an operator either
+        link.send(frames.encode(_refusal(error)))
         return
-    link.send(frames.Ready(model.info))
+    link.send(ready)
     with ThreadPoolExecutor(1, "carpool-next") as ahead, closing(link):
         _serve(link, model, ahead)
 
@@ -175,29 +176,39 @@ def prepared(model: Model, call: Call | None, items: Sequence[memoryview]) -> Wo
             work: Work = model.prepare(values, *asked)
             return work
         return partial(model.run, values, *asked)
-    except Exception as error:
+    except BaseException as error:
         return partial(_fail, error)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: BaseException) -> NoReturn:
     raise error
 
 
-def answer(number: int, run: Work) -> frames.FromChild:
-    """Run one batch; whatever the model raises becomes a message."""
+def answer(number: int, run: Work) -> bytes:
+    """Run one batch; the frame with its results, or with what the model raised, be it to exit."""
     try:
-        return _answer(number, run())
+        return frames.encode(_answer(number, run()))
     except Unsupported as error:
-        return frames.Rejected(number, error.message, error.detail)
+        return frames.encode(frames.Rejected(number, _said(error.message), _said(error.detail)))
+    except BaseException as error:
+        kind, message = type(error).__name__, _said(error)
+        return frames.encode(frames.Failed(number, _said(kind), message, _is_out_of_memory(error, message)))
+
+
+def _said(something: object) -> str:
+    """What an exception says, as a text that can be sent: it may have no text, or one that is no Unicode."""
+    try:
+        text = str(something)
     except Exception as error:
-        return frames.Failed(number, type(error).__name__, str(error), _is_out_of_memory(error))
+        text = f"its text cannot be had: {type(error).__name__}"
+    return text.encode("utf-8", "replace").decode()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException, message: str) -> bool:
     """Python's own error and numpy's, torch's, and what native libraries say who have no type for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in message for words in _OUT_OF_MEMORY)
 
 
 def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
@@ -210,7 +221,7 @@ def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
         [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [vector.tokens for vector in vectors],
         [vector.floats for vector in vectors],
-        {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
+        {place: _said(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
         {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
     )
 
@@ -220,13 +231,14 @@ def _is_failure(result: bytes | Exception) -> TypeGuard[Exception]:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    kind, message = _said(type(error).__name__), _said(error)
+    return f"{kind}: {message}" if message else kind
 
 
-def _refusal(error: Exception) -> frames.Refused:
+def _refusal(error: BaseException) -> frames.Refused:
     if isinstance(error, CarpoolError):
-        return frames.Refused(error.message, error.detail)
-    return frames.Refused(f"the model cannot be loaded: {type(error).__name__}", str(error))
+        return frames.Refused(_said(error.message), _said(error.detail))
+    return frames.Refused(f"the model cannot be loaded: {_said(type(error).__name__)}", _said(error))
 
 
 def main() -> None:
