@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from carpool.backends.process import shared
+from carpool.backends.process import parent, shared
 from carpool.backends.process.parent import ProcessBackend
 from carpool.errors import BatchFailed, Crashed, ModelError, Unsupported
-from tests.backends.test_process import large, pid_in, run, texts_in, toy
+from tests.backends.test_process import large, pid_in, run, texts_in, toy, turns_until
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,44 @@ def test_whatever_keeps_a_model_from_being_loaded_is_said_at_the_start(how: str,
         backend = ProcessBackend("toy_model:fail_to", {"how": how})
         with pytest.raises(ModelError, match=f"the model cannot be loaded: {words}"):
             await backend.start(lambda: None)
+        await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [
+        ("die", r"died \(signal SIGKILL\)"),
+        ("vanish", r"died \(exit status 7\)"),
+        ("hang up", "hung up"),
+    ],
+)
+def test_how_a_worker_died_is_said(
+    text: str, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To its caller, by the backend, and in the log; the parent does not end it before it has ended."""
+    monkeypatch.setattr(parent, "_EXIT_SECONDS", 0.1 if text == "hang up" else 10)
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed, match=f"^the worker process {how}: it is being replaced; try again$"):
+                await backend.run([json.dumps(text).encode()])
+            assert re.match(f"the worker process {how} and is being replaced", str(backend.trouble()))
+            await turns_until(lambda: any(record.message == "worker ended" for record in caplog.records))
+            assert re.match(how, caplog.records[0].__dict__["fate"])
+
+    run(main())
+
+
+def test_a_worker_that_dies_while_it_loads_the_model_is_said_to() -> None:
+    """Nobody is to try again: the server does, or ends."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {"crash": True})
+        with pytest.raises(Crashed) as caught:
+            await backend.start(lambda: None)
+        assert str(caught.value) == "the worker process died while it loaded the model (exit status 3)"
         await backend.close()
 
     run(main())

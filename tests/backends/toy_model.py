@@ -28,6 +28,11 @@ class Toy:
             raise ValueError("no")
         if errors := [error for text, error in ERRORS.items() if text in items]:
             raise errors[0]
+        if "vanish" in items:
+            os._exit(7)
+        if "hang up" in items:
+            os.close(int(sys.argv[1]))
+            signal.pause()
         if "die" in items:
             os.kill(os.getpid(), signal.SIGKILL)
         if "sleep" in items:
@@ -123,7 +128,7 @@ def load(refuse: bool = False, crash: bool = False, most: int = 1000, device: st
     if refuse:
         raise ModelError("this directory holds no model", "expected one")
     if crash:
-        os._exit(3)
+        os._exit(3)  # as native code does, which says nothing
     return Toy(device, most)
 
 

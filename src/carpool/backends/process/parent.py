@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
+_EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
@@ -63,6 +64,7 @@ class Worker:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
+        self._is_loaded = False
         self._connection = connection
         self._life = asyncio.create_task(self._live())
 
@@ -85,6 +87,7 @@ class Worker:
         match await self.ask(what):
             case frames.Ready(info):
                 self.info = info
+                self._is_loaded = True
             case frames.Refused(message, detail):
                 raise ModelError(message, detail)
             case other:
@@ -110,8 +113,9 @@ class Worker:
         except ConnectionError as error:
             if isinstance(error, Unreadable):
                 self.end("sent what is no answer")
-            fate = self.fate or "died"
-            raise Crashed(f"the worker process {fate}", "it is being replaced; try again") from error
+            fate = self.fate or await self._lost()
+            detail = "it is being replaced; try again" if self._is_loaded else ""
+            raise Crashed(f"the worker process {fate}", detail) from error
 
     def memory(self) -> int:
         """The bytes of memory that it has; 0 when it is gone."""
@@ -129,10 +133,18 @@ class Worker:
         """Wait for its end; its exit status."""
         return await asyncio.shield(self._life)
 
+    async def _lost(self) -> str:
+        """What has become of it, where it has hung up: it ends by itself, or is ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), _EXIT_SECONDS)
+        self.end("hung up")
+        return self.fate
+
     async def _live(self) -> int:
         """Once the process has ended, so has its connection, which its own children may keep open."""
         status = await self.process.wait()
-        self.fate = self.fate or "died"
+        while_loading = "" if self._is_loaded else " while it loaded the model"
+        self.fate = self.fate or f"died{while_loading} ({_in_words(status)})"
         self._connection.abort()
         return status
 
@@ -269,7 +281,7 @@ class ProcessBackend:
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
                 # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "died")
+                self._end(worker, "was ended, as its batch was given up,")
                 raise
             finally:
                 if overdue is not None:
@@ -355,10 +367,10 @@ class ProcessBackend:
         while True:
             if worker is not None:
                 status = await self._ended(worker)
-                fate = f"{worker.fate} (status {status})"
-                self._end(worker, fate)
-                self._tell(f"the worker process {fate} and is being replaced")
-                logger.error("worker ended", extra={"fate": fate, "status": status, "pid": worker.process.pid})
+                self._end(worker, worker.fate)
+                logger.error(
+                    "worker ended", extra={"fate": worker.fate, "status": status, "pid": worker.process.pid}
+                )
             worker = await self._replace()
 
     async def _ended(self, worker: Worker) -> int:
@@ -416,6 +428,14 @@ class ProcessBackend:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_future()
         return self._worker
+
+
+def _in_words(status: int) -> str:
+    """A process's exit status; those below 0 are signals."""
+    if status >= 0:
+        return f"exit status {status}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"signal {known.get(-status, -status)}"
 
 
 def _results(reply: frames.FromChild, number: int) -> list[Any]:
