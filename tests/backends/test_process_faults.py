@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from carpool.backends.process import parent, shared
 from carpool.backends.process.parent import ProcessBackend
 from carpool.errors import BatchFailed, Crashed, ModelError, Unsupported
 from tests.backends.test_process import large, pid_in, run, texts_in, toy, turns_until
+from tests.support.servers import is_running
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +150,60 @@ def test_a_worker_that_dies_while_it_loads_the_model_is_said_to() -> None:
             await backend.start(lambda: None)
         assert str(caught.value) == "the worker process died while it loaded the model (exit status 3)"
         await backend.close()
+
+    run(main())
+
+
+def test_what_a_model_starts_can_be_ended_by_it() -> None:
+    """The worker lets signals pass; a program or a fork of it does not."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            (statuses,) = await backend.run([b'"end"'])
+            assert json.loads(statuses) == [-signal.SIGTERM, -signal.SIGTERM]
+
+    run(main())
+
+
+def test_no_signal_to_the_servers_group_reaches_a_worker_and_none_that_stops_ends_it() -> None:
+    """A terminal signals the group, a service manager every process."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            pid = pid_in(await backend.run([b'"a"']))
+            assert os.getpgid(pid) == pid
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(pid, number)
+            assert pid_in(await backend.run([b'"b"'])) == pid
+
+    run(main())
+
+
+@pytest.mark.parametrize("ends", ["die", "vanish", "close"])
+def test_what_a_model_has_started_ends_with_its_worker(ends: str) -> None:
+    """However that ends."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            (started,) = await backend.run([b'"start"'])
+            if ends == "close":
+                await backend.close()
+            else:
+                await asyncio.gather(backend.run([json.dumps(ends).encode()]), return_exceptions=True)
+            await turns_until(lambda: not is_running(int(started)))
+
+    run(main())
+
+
+def test_a_thread_of_the_models_own_does_not_hold_its_worker(tmp_path: Path) -> None:
+    """What it wanted done at the exit is."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            await backend.run([b'"thread"'])
+            await backend.run([b'"at exit"', json.dumps(f"{tmp_path}/done").encode()])
+            await asyncio.wait_for(backend.close(), 4)
+            assert (tmp_path / "done").exists()
 
     run(main())
 

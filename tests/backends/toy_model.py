@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
 import select
 import signal
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from carpool.errors import ModelError, Unsupported
@@ -38,10 +42,20 @@ class Toy:
         if "sleep" in items:
             select.select([], [], [], 0.3)
         if "fork" in items and os.fork() == 0:
+            os.setsid()  # or it would end with its parent
             select.select([], [], [], 3)
             os._exit(0)
         if "hang" in items:
-            signal.pause()
+            threading.Event().wait()
+        if "thread" in items:
+            threading.Thread(target=threading.Event().wait).start()
+        if "at exit" in items:
+            atexit.register(Path(items[1]).touch)
+        if "start" in items:
+            self.started = subprocess.Popen(["sleep", "1000"])
+            return [str(self.started.pid).encode()]
+        if "end" in items:
+            return [json.dumps(_ended()).encode()]
         if "grow" in items:
             self.kept += bytearray(b"x") * 2**26
         if "hog" in items:
@@ -110,6 +124,17 @@ JUNK = {
 def _send(body: bytes) -> None:
     """Past what the worker sends itself."""
     os.write(int(sys.argv[1]), struct.pack("<IQ", len(body), 0) + body)
+
+
+def _ended() -> list[int | None]:
+    """The statuses of what it starts, in both ways, and asks to end at once."""
+    program = subprocess.Popen(["sleep", "1000"])
+    fork = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
+    fork.start()
+    program.terminate()
+    fork.terminate()
+    fork.join(5)
+    return [program.wait(5), fork.exitcode]
 
 
 def _vector() -> Vector:

@@ -8,17 +8,22 @@ loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY...`, all of
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import os
+import select
 import signal
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from math import inf
+from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
@@ -29,6 +34,12 @@ from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import Call, Vector
 
 _AT_ONCE = 64 * 1024  # bytes to receive: a batch of short texts and its prefix come whole
+
+_LOOK_MS = 1000  # between two looks at whether the model itself has closed the socket, which wakes nobody
+_LINGER_SECONDS = 5.0  # for a model to finish once nobody is there any more; the parent waits for twice as long
+
+# What the parent's terminal, service manager or container sends to every process that is to stop.
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
@@ -243,15 +254,67 @@ def _refusal(error: BaseException) -> frames.Refused:
 
 def main() -> None:
     """Serve on the file descriptors that the parent has passed: a socket's and those of shared memories."""
-    # The parent decides when to stop, by hanging up: a signal to the whole process group (Ctrl-C, a service
-    # manager) must not kill the worker before everything that was admitted is answered.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _let_signals_pass()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_outlast, args=(connection.fileno(),), name="carpool-parent", daemon=True).start()
+    status = 0
     try:
-        with socket.socket(fileno=int(sys.argv[1])) as connection:
-            serve(Link(connection, [Reader(int(fd)) for fd in sys.argv[2:]]))
+        serve(Link(connection, [Reader(int(fd)) for fd in sys.argv[2:]]))
     except (BrokenPipeError, ConnectionResetError):
-        sys.exit(0)  # the parent is gone, and with it everyone who could want an answer
+        pass  # the parent is gone, and with it everyone who could want an answer
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    _end(status)
+
+
+def _let_signals_pass() -> None:
+    """The parent decides when to stop, by hanging up: what was admitted is answered before.
+
+    So a service manager that signals every process must not end this one. By a handler: what is ignored stays
+    so in all that a model starts, which `terminate` could then not end.
+    """
+    for number in _STOPS:
+        signal.signal(number, _let_pass)
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOPS),  # none gets lost in between
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOPS),
+        after_in_child=_let_signals_end,
+    )
+
+
+def _let_pass(number: int, frame: FrameType | None) -> None:
+    """A signal has come; it is not for this process to act on."""
+
+
+def _let_signals_end() -> None:
+    """In a process that the model has forked. Where it runs another program, handlers are gone anyway."""
+    for number in _STOPS:
+        if signal.getsignal(number) is _let_pass:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
+def _outlast(fd: int) -> None:
+    """Wait until the parent has hung up or died, and a while: then end, whatever the model still does."""
+    hang_up = select.poll()
+    hang_up.register(fd, 0)  # of hanging up it tells unasked
+    while not hang_up.poll(_LOOK_MS):
+        pass
+    threading.Event().wait(_LINGER_SECONDS)
+    _end(1)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process and those that the model has started; no thread of the model's is waited for."""
+    if os.getpgrp() == os.getpid():  # as it is where the parent has started it
+        os.killpg(0, signal.SIGTERM)
+    os._exit(status)
 
 
 if __name__ == "__main__":

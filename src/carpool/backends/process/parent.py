@@ -78,6 +78,7 @@ class Worker:
                 *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
                 pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # so that it can be ended with what it has started
             )
         _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
         return cls(process, connection)
@@ -141,8 +142,9 @@ class Worker:
         return self.fate
 
     async def _live(self) -> int:
-        """Once the process has ended, so has its connection, which its own children may keep open."""
+        """Once the process has ended, end what it has started, and the connection, which that may keep."""
         status = await self.process.wait()
+        self._kill_group()  # its number is no other's: while one of the group lives the system gives it to none
         while_loading = "" if self._is_loaded else " while it loaded the model"
         self.fate = self.fate or f"died{while_loading} ({_in_words(status)})"
         self._connection.abort()
@@ -163,15 +165,18 @@ class Worker:
         self.kill()
 
     def kill(self) -> None:
-        """End it now; harmless when it is dead.
+        """End it now, with what it has started; harmless when it is dead.
 
         Not by `process.kill()`, which first looks whether it is dead, and takes the exit status away from the
         loop that waits for it: that would then report status 255.
         """
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            self._kill_group()
         self._connection.abort()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: there are only dead ones
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class ProcessBackend:
