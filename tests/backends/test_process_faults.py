@@ -13,7 +13,7 @@ import pytest
 
 from carpool.backends.process import parent, shared
 from carpool.backends.process.parent import ProcessBackend
-from carpool.errors import BatchFailed, Crashed, ModelError, Unsupported
+from carpool.errors import BatchFailed, Crashed, ModelError, Unavailable, Unsupported
 from tests.backends.test_process import large, pid_in, run, texts_in, toy, turns_until
 from tests.support.servers import is_running
 
@@ -149,6 +149,44 @@ def test_a_worker_that_dies_while_it_loads_the_model_is_said_to() -> None:
         with pytest.raises(Crashed) as caught:
             await backend.start(lambda: None)
         assert str(caught.value) == "the worker process died while it loaded the model (exit status 3)"
+        await backend.close()
+
+    run(main())
+
+
+def test_a_model_that_hangs_while_it_is_loaded_is_ended_and_tried_again(tmp_path: Path) -> None:
+    """At the start, which fails, and when a worker is replaced; what waits for that one is told."""
+
+    async def main() -> None:
+        marker = tmp_path / "loaded"
+        backend = ProcessBackend("toy_model:hang", {"marker": str(marker)})
+        await backend.start(lambda: None)
+        backend._load_timeout = 0.3  # in which a busy machine may not have loaded the first
+        await asyncio.gather(backend.run([b'"die"']), return_exceptions=True)
+        words = "the model takes too long to load: allowed: 0.3 s"
+        with pytest.raises(Unavailable, match=words):
+            await backend.run([b'"a"'])
+        assert words in str(backend.trouble())
+        backend._load_timeout = 60
+        marker.unlink()
+        await turns_until(lambda: backend.trouble() is None)
+        await backend.close()
+        backend._load_timeout = 0.3
+        with pytest.raises(ModelError, match=words):
+            await backend.start(lambda: None)
+        await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("seconds", "when"), [(0, "once it is loaded"), (1000, "while it loads")])
+def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float, when: str) -> None:
+    """With what it takes; else its first input would be blamed, or nothing end it."""
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:large", {"seconds": seconds}, max_memory=150 * 2**20)
+        with pytest.raises(ModelError, match=rf"^the model takes \d+ MiB of memory {when}: allowed: 150 MiB$"):
+            await backend.start(lambda: None)
         await backend.close()
 
     run(main())

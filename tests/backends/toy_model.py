@@ -169,6 +169,21 @@ def fail() -> Any:
     raise RuntimeError("broken weights")
 
 
+def hang(marker: str) -> Any:
+    """Only once there is the marker, which it leaves."""
+    if Path(marker).exists():
+        threading.Event().wait()
+    Path(marker).touch()
+    return Toy("cpu", 1000)
+
+
+def large(seconds: float) -> Any:
+    toy = Toy("cpu", 1000)
+    toy.kept = bytearray(b"x") * 2**28
+    threading.Event().wait(seconds)
+    return toy
+
+
 def fail_to(how: str) -> Any:
     if how == "describe itself":
         toy = Toy("cpu", 1000)

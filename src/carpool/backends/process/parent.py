@@ -187,8 +187,8 @@ class ProcessBackend:
     either may have been at fault, a new worker gets one at a time for a while.
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
-    and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
-    `max_memory` bytes.
+    and replaced as well when it takes more than `load_timeout` seconds for the first and `batch_timeout` for
+    the second, and when it takes more than `max_memory` bytes.
     """
 
     sends_at_once = True
@@ -199,6 +199,7 @@ class ProcessBackend:
         arguments: dict[str, Any],
         place: Place = ANYWHERE,
         *,
+        load_timeout: float = math.inf,
         batch_timeout: float | None = None,
         max_memory: int | None = None,
     ) -> None:
@@ -206,6 +207,7 @@ class ProcessBackend:
         self.capacity = _SMALL_BATCHES
         self.info: dict[str, Any] = {}
         self._load = frames.Load(loader, arguments, place.device, list(place.cores))
+        self._load_timeout = load_timeout
         self._batch_timeout = batch_timeout
         self._max_memory = max_memory
         self._worker: asyncio.Future[Worker] | None = None  # pending while a worker starts
@@ -356,7 +358,7 @@ class ProcessBackend:
         spawning = asyncio.create_task(Worker.spawn(self._memories))
         try:
             worker = await asyncio.shield(spawning)
-            await worker.load(self._load)
+            await self._have_it_load(worker)
         except BaseException:
             worker = await spawning  # to end it, it must be known: also where this was cancelled before it was
             worker.end("was not ready")
@@ -366,6 +368,27 @@ class ProcessBackend:
         self.info = worker.info
         self._tell(None)
         return worker
+
+    async def _have_it_load(self, worker: Worker) -> None:
+        """Load the model, in the time and in the memory that it may take."""
+        loading = asyncio.create_task(worker.load(self._load))
+        overdue_at = time.monotonic() + self._load_timeout
+        try:
+            while not (await asyncio.wait([loading], timeout=_LOOK_SECONDS))[0]:
+                if time.monotonic() > overdue_at:
+                    raise ModelError("the model takes too long to load", f"allowed: {self._load_timeout:g} s")
+                self._refuse_large(worker, "while it loads")
+            await loading
+        finally:
+            loading.cancel()
+        self._refuse_large(worker, "once it is loaded")
+
+    def _refuse_large(self, worker: Worker, when: str) -> None:
+        """At the start, and not over the first batch, whose input would be blamed for it."""
+        memory = worker.memory()
+        if self._max_memory is not None and memory > self._max_memory:
+            allowed = f"allowed: {self._max_memory >> 20} MiB"
+            raise ModelError(f"the model takes {memory >> 20} MiB of memory {when}", allowed)
 
     async def _supervise(self, worker: Worker | None) -> None:
         """Wait for the worker's end and replace it, for as long as this backend lives."""
