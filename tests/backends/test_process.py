@@ -152,7 +152,7 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
             with pytest.raises(BackendError, match="the worker process died"):
                 await backend.run([b'"a"', b'"die"'])
             assert "the worker process died" in str(backend.trouble())
-            await turns_until(lambda: "(status -9)" in str(backend.trouble()))
+            assert "(signal SIGKILL)" in str(backend.trouble())
             assert pid_in(await backend.run([b'"b"'])) != pid
             assert backend.trouble() is None
 
@@ -427,18 +427,6 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
             os.kill(pid, signal.SIGCONT)
             assert json.loads((await first)[0]) == ["first"] * 2
             assert json.loads((await third)[0]) == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
-
-    run(main())
-
-
-def test_a_model_that_exits_ends_its_worker_though_a_thread_waits_for_the_next_batch() -> None:
-    """As `sys.exit` does where nothing else runs."""
-
-    async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
-            with pytest.raises(Crashed):
-                await asyncio.wait_for(backend.run(large("exit")), 20)
-            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
 
     run(main())
 

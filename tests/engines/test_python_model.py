@@ -42,6 +42,28 @@ def test_a_function_on_a_list_is_a_model(name: str) -> None:
     assert infer(load(HERE + name), 2, [1], "ab") == [4, [1, 1], "abab"]
 
 
+def test_what_a_model_has_for_itself_under_names_of_ours_is_its_own() -> None:
+    """They are taken where they say what carpool's own networks say by them."""
+
+    class Words:
+        engine = object()
+        max_tokens = "many"
+
+        def dimensions(self) -> int:
+            return 3
+
+        def embed(self, texts: list[str]) -> Any:
+            return np.ones((len(texts), 3))
+
+    info = PythonModel(Words(), "words").info
+    assert (info["engine"], info["dimensions"], info["max_tokens"]) == ("python", -1, 0)
+    mine = Words()
+    mine.__dict__.update(engine="mine", dimensions=np.int64(3), max_tokens=8)
+    info = PythonModel(mine, "words").info
+    assert (info["engine"], info["dimensions"], info["max_tokens"]) == ("mine", 3, 8)
+    assert json.loads(json.dumps(info)) == info
+
+
 def test_a_model_in_the_current_folder_is_found(tmp_path: Path) -> None:
     """As `--model my_model:predict` is meant."""
     (tmp_path / "only_here.py").write_text("def predict(inputs):\n    return inputs\n")

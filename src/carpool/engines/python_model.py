@@ -26,6 +26,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
@@ -56,11 +57,11 @@ class PythonModel:
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
         self._can = [ours for ours, theirs in _OPERATIONS.items() if hasattr(model, theirs)]
         self.info = {
-            "engine": getattr(model, "engine", "python"),
+            "engine": _taken(model, "engine", "python"),
             "inputs": name,
             "can": self._can,
-            "dimensions": int(getattr(model, "dimensions", -1)),
-            "max_tokens": int(getattr(model, "max_tokens", 0)),
+            "dimensions": int(_taken(model, "dimensions", -1)),
+            "max_tokens": int(_taken(model, "max_tokens", 0)),
             "input_shape": None if self._shape is None else list(self._shape),
             "input_dtype": self._dtype,
             "cost": pricing.name_of(model),
@@ -143,6 +144,12 @@ class _Function:
 
     def __init__(self, predict: Callable[[list[Any]], Any]) -> None:
         self.predict = predict
+
+
+def _taken(model: Any, name: str, default: Any) -> Any:
+    """What a model of carpool's own says of itself; a user's may mean something else by the same name."""
+    value = getattr(model, name, default)
+    return value if isinstance(value, Integral if isinstance(default, int) else str) else default
 
 
 def _paired(returned: Any, count: int) -> list[Any]:

@@ -128,6 +128,6 @@ def decode_to_child(body: bytes | memoryview) -> ToChild:
     return _to_child.decode(body)
 
 
-def decode_from_child(body: bytes) -> FromChild:
+def decode_from_child(body: bytes | memoryview) -> FromChild:
     """The message in a frame's body, at the parent's end."""
     return _from_child.decode(body)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
-from carpool.backends.process.connection import Connection, Reply
+from carpool.backends.process.connection import Connection, Reply, Unreadable
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
+_EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
@@ -65,7 +66,9 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
         self.has_hung = False
+        self._is_loaded = False
         self._connection = connection
+        self._life = asyncio.create_task(self._live())
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
@@ -77,6 +80,7 @@ class Worker:
                 *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
                 pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # so that it can be ended with what it has started
             )
         _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
         return cls(process, connection)
@@ -86,6 +90,7 @@ class Worker:
         match await self.ask(what):
             case frames.Ready(info):
                 self.info = info
+                self._is_loaded = True
             case frames.Refused(message, detail):
                 raise ModelError(message, detail)
             case other:
@@ -109,12 +114,11 @@ class Worker:
         try:
             return await reply
         except ConnectionError as error:
-            raise self.crashed() from error
-
-    def crashed(self) -> Crashed:
-        """What became of it, for the callers of the batch that it ran."""
-        kind = Hung if self.has_hung else Crashed
-        return kind(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
+            if isinstance(error, Unreadable):
+                self.end("sent what is no answer")
+            fate = self.fate or await self._lost()
+            detail = "it is being replaced; try again" if self._is_loaded else ""
+            raise (Hung if self.has_hung else Crashed)(f"the worker process {fate}", detail) from error
 
     def memory(self) -> int:
         """The bytes of memory that it has; 0 when it is gone."""
@@ -128,25 +132,53 @@ class Worker:
         """Tell the worker to finish: it exits when it has nothing left to read."""
         self._connection.hang_up()
 
+    async def ended(self) -> int:
+        """Wait for its end; its exit status."""
+        return await asyncio.shield(self._life)
+
+    async def _lost(self) -> str:
+        """What has become of it, where it has hung up: it ends by itself, or is ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), _EXIT_SECONDS)
+        self.end("hung up")
+        return self.fate
+
+    async def _live(self) -> int:
+        """Once the process has ended, end what it has started, and the connection, which that may keep."""
+        status = await self.process.wait()
+        self._kill_group()  # its number is no other's: while one of the group lives the system gives it to none
+        while_loading = "" if self._is_loaded else " while it loaded the model"
+        self.fate = self.fate or f"died{while_loading} ({_in_words(status)})"
+        self._connection.abort()
+        return status
+
     async def finish(self) -> None:
         """Hang up and wait for its end; a model that does not let go is not waited for long."""
         self.hang_up()
         try:
-            await asyncio.wait_for(self.process.wait(), _FINISH_SECONDS)
+            await asyncio.wait_for(self.ended(), _FINISH_SECONDS)
         except TimeoutError:
             self.kill()
-            await self.process.wait()
+            await self.ended()
+
+    def end(self, fate: str) -> None:
+        """End it now, and say why. The first reason counts."""
+        self.fate = self.fate or fate
+        self.kill()
 
     def kill(self) -> None:
-        """End it now; harmless when it is dead.
+        """End it now, with what it has started; harmless when it is dead.
 
         Not by `process.kill()`, which first looks whether it is dead, and takes the exit status away from the
         loop that waits for it: that would then report status 255.
         """
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            self._kill_group()
         self._connection.abort()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: there are only dead ones
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class ProcessBackend:
@@ -157,8 +189,8 @@ class ProcessBackend:
     either may have been at fault, a new worker gets one at a time for a while.
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
-    and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
-    `max_memory` bytes.
+    and replaced as well when it takes more than `load_timeout` seconds for the first and `batch_timeout` for
+    the second, and when it takes more than `max_memory` bytes.
     """
 
     sends_at_once = True
@@ -169,6 +201,7 @@ class ProcessBackend:
         arguments: dict[str, Any],
         place: Place = ANYWHERE,
         *,
+        load_timeout: float = math.inf,
         batch_timeout: float | None = None,
         max_memory: int | None = None,
     ) -> None:
@@ -176,6 +209,7 @@ class ProcessBackend:
         self.capacity = _SMALL_BATCHES
         self.info: dict[str, Any] = {}
         self._load = frames.Load(loader, arguments, place.device, list(place.cores))
+        self._load_timeout = load_timeout
         self._batch_timeout = batch_timeout
         self._max_memory = max_memory
         self._worker: asyncio.Future[Worker] | None = None  # pending while a worker starts
@@ -256,7 +290,7 @@ class ProcessBackend:
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
                 # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "died")
+                self._end(worker, "was ended, as its batch was given up,")
                 raise
             finally:
                 if overdue is not None:
@@ -269,9 +303,8 @@ class ProcessBackend:
 
     def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
-        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+        if (worker := self._current()) is None:
             return None
-        worker = self._worker.result()
         is_careful = time.monotonic() < self._careful_until
         if worker.unanswered > (0 if is_careful else 1):
             return None
@@ -332,35 +365,54 @@ class ProcessBackend:
         spawning = asyncio.create_task(Worker.spawn(self._memories))
         try:
             worker = await asyncio.shield(spawning)
-            await worker.load(self._load)
+            await self._have_it_load(worker)
         except BaseException:
             worker = await spawning  # to end it, it must be known: also where this was cancelled before it was
-            worker.kill()
-            worker.hang_up()
-            await worker.process.wait()
+            worker.end("was not ready")
+            await worker.ended()
             raise
         self._latest = worker
         self.info = worker.info
         self._tell(None)
         return worker
 
+    async def _have_it_load(self, worker: Worker) -> None:
+        """Load the model, in the time and in the memory that it may take."""
+        loading = asyncio.create_task(worker.load(self._load))
+        overdue_at = time.monotonic() + self._load_timeout
+        try:
+            while not (await asyncio.wait([loading], timeout=_LOOK_SECONDS))[0]:
+                if time.monotonic() > overdue_at:
+                    raise ModelError("the model takes too long to load", f"allowed: {self._load_timeout:g} s")
+                self._refuse_large(worker, "while it loads")
+            await loading
+        finally:
+            loading.cancel()
+        self._refuse_large(worker, "once it is loaded")
+
+    def _refuse_large(self, worker: Worker, when: str) -> None:
+        """At the start, and not over the first batch, whose input would be blamed for it."""
+        memory = worker.memory()
+        if self._max_memory is not None and memory > self._max_memory:
+            allowed = f"allowed: {self._max_memory >> 20} MiB"
+            raise ModelError(f"the model takes {memory >> 20} MiB of memory {when}", allowed)
+
     async def _supervise(self, worker: Worker | None) -> None:
         """Wait for the worker's end and replace it, for as long as this backend lives."""
         while True:
             if worker is not None:
                 status = await self._ended(worker)
-                worker.hang_up()
-                self._coming()
-                fate = f"{worker.fate or 'died'} (status {status})"
-                self._tell(f"the worker process {fate} and is being replaced")
-                logger.error("worker ended", extra={"fate": fate, "status": status, "pid": worker.process.pid})
+                self._end(worker, worker.fate)
+                logger.error(
+                    "worker ended", extra={"fate": worker.fate, "status": status, "pid": worker.process.pid}
+                )
             worker = await self._replace()
 
     async def _ended(self, worker: Worker) -> int:
         """Wait for the worker's end, and see meanwhile that it does not grow too large."""
         watch = asyncio.create_task(self._watch_memory(worker))
         try:
-            return await worker.process.wait()
+            return await worker.ended()
         finally:
             watch.cancel()
 
@@ -375,12 +427,11 @@ class ProcessBackend:
             self._end(worker, f"took more than {self._max_memory >> 20} MiB of memory")
 
     def _end(self, worker: Worker, fate: str) -> None:
-        """End a worker; from now on everybody waits for the next one."""
-        if worker.fate == _ALIVE:
-            worker.fate = fate
-            worker.kill()
+        """End a worker; from now on everybody waits for the next one, unless that has come by now."""
+        worker.end(fate)
+        if worker is self._current():
             self._coming()
-            self._tell(f"the worker process {fate} and is being replaced")
+            self._tell(f"the worker process {worker.fate} and is being replaced")
 
     async def _replace(self) -> Worker:
         """A new worker, tried for with growing pauses. Batches wait for an attempt and share its failure."""
@@ -401,11 +452,25 @@ class ProcessBackend:
                 coming.set_result(worker)
                 return worker
 
+    def _current(self) -> Worker | None:
+        """The worker that batches are sent to, if there is one."""
+        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+            return None
+        return self._worker.result()
+
     def _coming(self) -> asyncio.Future[Worker]:
         """The worker that batches wait for from now on; pending, so not one that was there before."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_future()
         return self._worker
+
+
+def _in_words(status: int) -> str:
+    """A process's exit status; those below 0 are signals."""
+    if status >= 0:
+        return f"exit status {status}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"signal {known.get(-status, -status)}"
 
 
 def _results(reply: frames.FromChild, number: int) -> list[Any]:
