@@ -140,3 +140,14 @@ class PricedByItself(Priced):
 
 def make_priced() -> Priced:
     return Priced()
+
+
+class Buggy:
+    """Has a bug in one place or another, as the text says."""
+
+    def predict(self, inputs: list[str]) -> list[str]:
+        return [self._helper(text) for text in inputs]
+
+    def _helper(self, text: str) -> str:
+        settings: dict[str, str] = {}
+        return settings["threshold"] if text == "in predict" else text

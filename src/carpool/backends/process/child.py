@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, trace
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import Call, Vector
@@ -190,7 +190,8 @@ def answer(number: int, run: Work) -> frames.FromChild:
     except Unsupported as error:
         return frames.Rejected(number, error.message, error.detail)
     except Exception as error:
-        return frames.Failed(number, type(error).__name__, str(error), _is_out_of_memory(error))
+        is_too_large, traceback = _is_out_of_memory(error), trace.formatted(error)
+        return frames.Failed(number, type(error).__name__, str(error), is_too_large, traceback)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -226,7 +227,8 @@ def _named(error: Exception) -> str:
 def _refusal(error: Exception) -> frames.Refused:
     if isinstance(error, CarpoolError):
         return frames.Refused(error.message, error.detail)
-    return frames.Refused(f"the model cannot be loaded: {type(error).__name__}", str(error))
+    what = f"the model cannot be loaded: {type(error).__name__}"
+    return frames.Refused(what, str(error), trace.formatted(error))
 
 
 def main() -> None:

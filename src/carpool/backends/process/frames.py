@@ -38,10 +38,11 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """From the child: the model cannot be loaded, and why."""
+    """From the child: the model cannot be loaded, and why; where it came from, if it was an exception."""
 
     message: str
     detail: str
+    traceback: str = ""
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
@@ -87,6 +88,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     kind: str
     message: str
     is_too_large: bool = False
+    traceback: str = ""
 
 
 ToChild = Load | Run

@@ -34,6 +34,7 @@ from carpool.errors import (
     CarpoolError,
     Crashed,
     ModelError,
+    Raised,
     Unavailable,
     Unsupported,
 )
@@ -84,8 +85,11 @@ class Worker:
         match await self.ask(what):
             case frames.Ready(info):
                 self.info = info
-            case frames.Refused(message, detail):
-                raise ModelError(message, detail)
+            case frames.Refused(message, detail, traceback):
+                refusal = ModelError(message, detail)
+                if traceback:
+                    logger.error("%s", refusal, extra={"exception": traceback})
+                raise refusal
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
@@ -406,9 +410,9 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
             return _paired(reply)
         case frames.Rejected(answered, message, detail) if answered == number:
             raise Unsupported(message, detail)
-        case frames.Failed(answered, kind, message, is_too_large) if answered == number:
+        case frames.Failed(answered, kind, message, is_too_large, traceback) if answered == number:
             failure = (BatchTooLarge if is_too_large else BatchFailed)(f"the model raised {kind}")
-            failure.__cause__ = RuntimeError(message)
+            failure.__cause__ = Raised(kind, message, traceback)
             raise failure
         case _:
             raise BackendError("the worker process answered something else", "nothing of it was used")
