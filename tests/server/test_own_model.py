@@ -97,6 +97,22 @@ def test_a_bug_of_the_model_is_in_the_log_with_its_line_and_not_in_the_answer(fo
     assert "python_model.py" not in failed["exception"]
 
 
+def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> None:
+    """With a count, and the traceback where there is one."""
+    with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server, ThreadPoolExecutor(8) as callers:
+        texts = ["in postprocess"] * 7 + ["fine"]
+        replies = list(callers.map(lambda text: server.client.post("/predict", json={"data": text}), texts))
+        assert [reply.status_code for reply in replies] == [500] * 7 + [200]
+        bugs = logged(server, "inputs failed")
+        assert server.client.post("/predict", json={"data": "no JSON"}).status_code == 500
+        until(lambda: len(logged(server, "inputs failed")) > len(bugs))
+        unwritten = logged(server, "inputs failed")[-1]
+    assert sum(line["failed"] for line in bugs) == 7
+    assert all(line["failed"] <= line["items"] for line in bugs)
+    assert bugs[0]["loaded"]["target"] == "own_models:Buggy"
+    assert unwritten["error"].startswith("TypeError: the result cannot be written as JSON: ")
+
+
 def logged(server: RunningServer, event: str) -> list[dict[str, Any]]:
     """What the log says of such events, once it does: it is written after the answer."""
 

@@ -151,3 +151,8 @@ class Buggy:
     def _helper(self, text: str) -> str:
         settings: dict[str, str] = {}
         return settings["threshold"] if text == "in predict" else text
+
+    def postprocess(self, result: str) -> Any:
+        if result == "in postprocess":
+            raise ValueError("a bug")
+        return object() if result == "no JSON" else result

@@ -206,13 +206,15 @@ def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
         return frames.Answer(number, list(results))  # type: ignore[arg-type]  # as was just seen
     are_vectors = any(isinstance(result, Vector) for result in results)
     vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
+    failed = {place: result for place, result in enumerate(results) if _is_failure(result)}
     return frames.Answer(
         number,
         [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [vector.tokens for vector in vectors],
         [vector.floats for vector in vectors],
         {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
-        {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
+        {place: _named(error) for place, error in failed.items()},
+        next(filter(None, map(trace.formatted, failed.values())), ""),
     )
 
 

@@ -264,9 +264,20 @@ class ProcessBackend:
                     overdue.cancel()
             self._back_off = _FIRST_BACK_OFF
             self._end_if_grown(worker)
+            if isinstance(reply, frames.Answer) and reply.failed:
+                self._log_failed(reply)
             return _results(reply, batch.number)
         finally:
             self._turn.release()
+
+    def _log_failed(self, answer: frames.Answer) -> None:
+        """One line for a batch: what failed on one item is mostly what failed on the others."""
+        extra: dict[str, object] = {"loaded": self._load.arguments, "replica": self.name}
+        extra |= {"items": len(answer.results), "failed": len(answer.failed)}
+        extra["error"] = next(iter(answer.failed.values()))
+        if answer.traceback:
+            extra["exception"] = answer.traceback
+        logger.warning("inputs failed", extra=extra)
 
     def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
