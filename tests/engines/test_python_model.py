@@ -153,6 +153,16 @@ def test_results_are_json_with_arrays_in_them(value: Any, written: bytes) -> Non
     assert results.to_json(value) == written
 
 
+def test_what_postprocess_raises_is_the_models_fault_and_called_what_it_is() -> None:
+    """Of whatever type: no caller can mend it, and it has nothing to do with JSON."""
+    bug, fine, unwritten = infer(load(HERE + "Buggy"), "in postprocess", "fine", "no JSON")
+    assert type(bug) is ValueError
+    assert str(bug) == "a bug"
+    assert bug.__traceback__ is not None
+    assert fine == "fine"
+    assert str(unwritten).startswith("the result cannot be written as JSON")
+
+
 def test_a_result_that_is_no_json_fails_alone() -> None:
     """The others of the batch are answered."""
     assert isinstance(results.encoded(object(), results.to_json), TypeError)

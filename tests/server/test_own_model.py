@@ -109,6 +109,7 @@ def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> Non
         unwritten = logged(server, "inputs failed")[-1]
     assert sum(line["failed"] for line in bugs) == 7
     assert all(line["failed"] <= line["items"] for line in bugs)
+    assert "in postprocess" in bugs[0]["exception"]
     assert bugs[0]["loaded"]["target"] == "own_models:Buggy"
     assert unwritten["error"].startswith("TypeError: the result cannot be written as JSON: ")
 

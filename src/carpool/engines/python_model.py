@@ -16,7 +16,8 @@ What it may have, all of it optional but one of the first three:
 
 `predict` is called from one thread, always the same; `preprocess` and `collate` for the next batch meanwhile.
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
-`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
+`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's, as is all
+that `postprocess` raises.
 """
 
 from __future__ import annotations
@@ -119,10 +120,12 @@ class PythonModel:
             return results.blamed(error)
 
     def _write(self, result: Any) -> bytes | Exception:
-        return results.encoded(result, self._finish)
-
-    def _finish(self, result: Any) -> bytes:
-        return results.to_json(result if self._postprocess is None else self._postprocess(result))
+        if self._postprocess is not None and not isinstance(result, Exception):
+            try:
+                result = self._postprocess(result)
+            except Exception as error:
+                return error  # the model's own fault, whatever its type: the input has been run by now
+        return results.encoded(result, results.to_json)
 
     def _groups(self, inputs: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
         """Which of the inputs go to `predict` together: all, unless they are to be stacked and cannot be."""
