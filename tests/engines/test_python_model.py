@@ -131,6 +131,15 @@ def test_a_model_embeds_and_reranks_where_it_has_the_methods() -> None:
         model.run([[101, 102]], EMBED)
 
 
+@pytest.mark.parametrize("call", [EMBED, Call.of("embed", normalize=False), Call.of("rerank", query="")])
+def test_a_vector_or_a_score_that_is_not_finite_fails_its_text_alone(call: Call) -> None:
+    """It would be null in JSON, where every client expects a number."""
+    answers = load_object(own_models.Divided()).run(["", "ab"], call)
+    assert str(answers[0]) == "the model returned NaN or infinity"
+    assert isinstance(answers[0], FloatingPointError)
+    assert isinstance(answers[1], bytes)
+
+
 @pytest.mark.parametrize("call", [EMBED, Call.of("tokenize"), Call.of("rerank", query="a")])
 def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
     """It says what it can."""

@@ -61,6 +61,16 @@ class Lengths:
         return [-abs(len(text) - len(query)) for text in texts]
 
 
+class Divided:
+    """Vectors and scores that are infinite for an empty text, and NaN when they are made 1 long."""
+
+    def embed(self, texts: list[str]) -> Any:
+        return [[1.0, 1 / len(text) if text else np.inf] for text in texts]
+
+    def rerank(self, query: str, texts: list[str]) -> list[float]:
+        return [1 / len(text) if text else np.nan for text in texts]
+
+
 def make_words() -> Words:
     return Words()
 

@@ -27,6 +27,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import isfinite
 from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
@@ -169,7 +170,10 @@ def _embed(embed: Callable[[list[Any]], Any], texts: Sequence[Any], parameters: 
     if width > vectors.shape[1]:
         return [BadInput(f"`dimensions` must be at most {vectors.shape[1]}. Given: {width}") for _ in texts]
     vectors = np.ascontiguousarray(vectors[:, :width])
-    return list(pooling.encode(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
+    if parameters.get("normalize", True):
+        with np.errstate(invalid="ignore"):  # NaN is found when they are written
+            vectors = pooling.normalise(vectors)
+    return list(pooling.encode(vectors))
 
 
 def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence[Any]) -> list[Any]:
@@ -179,7 +183,9 @@ def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence
 
 
 def _rank(place: int, score: Any) -> bytes:
-    return results.to_json({"index": place, "score": float(score)})
+    if not isfinite(number := float(score)):
+        raise results.not_finite()
+    return results.to_json({"index": place, "score": number})
 
 
 def _need_texts(items: Sequence[Any]) -> None:

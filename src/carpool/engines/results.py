@@ -34,6 +34,8 @@ def encoded(result: Any, what: Callable[[Any], bytes]) -> bytes | Exception:
         return blamed(result)
     try:
         return what(result)
+    except FloatingPointError as error:
+        return error
     except Exception as error:
         return TypeError(f"the result cannot be written as JSON: {error}")
 
@@ -45,6 +47,11 @@ def blamed(error: Exception) -> Exception:
     ):
         return error
     return BadInput(f"the model does not take this input: {type(error).__name__}", str(error))
+
+
+def not_finite() -> Exception:
+    """What is wrong with numbers that no dialect has a word for, and that break a client's arithmetic."""
+    return FloatingPointError("the model returned NaN or infinity")
 
 
 def to_json(value: Any) -> bytes:
