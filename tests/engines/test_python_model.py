@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from carpool.engines import results
 from carpool.engines.python_model import PythonModel, load
-from carpool.errors import BadInput, ModelError, Unsupported
+from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
+from carpool.wire import payload
 from carpool.wire.call import EMBED, INFER, Call
 from tests.support import own_models
 
@@ -106,6 +108,13 @@ def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     assert isinstance(unread, BadInput)
     assert isinstance(bug, RuntimeError)
     assert counted == 2
+
+
+def test_a_library_that_is_not_installed_is_not_the_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow no image can be read, whoever sends it."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    [failed] = load(HERE + "sizes").run([payload.head("image/png", {}) + b"a png"], INFER)
+    assert isinstance(failed, MissingExtra)
 
 
 def test_a_wrong_number_of_results_fails_the_batch() -> None:

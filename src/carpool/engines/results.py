@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from carpool.errors import BadInput
+from carpool.errors import BadInput, CarpoolError
 
 _orjson: Any = None
 with suppress(ImportError):  # a model that returns no arrays does without
@@ -41,10 +41,12 @@ def encoded(result: Any, what: Callable[[Any], bytes]) -> bytes | Exception:
 
 
 def blamed(error: Exception) -> Exception:
-    """What an exception says of an item: of these kinds it is the input's fault, which its caller is told."""
-    if isinstance(error, BadInput) or not isinstance(
-        error, (ValueError, TypeError, LookupError, AttributeError)
-    ):
+    """What an exception says of an item: of these kinds it is the input's fault, which its caller is told.
+
+    Carpool's own errors say themselves whose fault they are: that Pillow is missing is no caller's.
+    """
+    kinds = (ValueError, TypeError, LookupError, AttributeError)
+    if isinstance(error, CarpoolError) or not isinstance(error, kinds):
         return error
     return BadInput(f"the model does not take this input: {type(error).__name__}", str(error))
 
