@@ -100,6 +100,48 @@ def load_object(model: Any) -> PythonModel:
     return serve(model, "it", "cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((2, None), None, ([2, None], "float32")),
+        ([np.int64(2)], np.int64, ([2], "int64")),
+        ((), np.dtype("<f8"), ([], "float64")),
+        (None, "f2", (None, "float16")),
+        (None, None, (None, None)),
+    ],
+)
+def test_a_shape_and_a_type_may_be_what_numpy_takes_for_one(shape: Any, dtype: Any, told: Any) -> None:
+    """What the worker tells of it is plain."""
+    info = load_object(shaped(shape, dtype)).info
+    assert (info["input_shape"], info["input_dtype"]) == told
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [
+        ((-1,), None, r"input_shape \(-1,\) is no shape: allowed: a tuple of sizes from 1, and None where"),
+        ((2.5,), None, r"input_shape \(2.5,\) is no shape"),
+        (4, None, "input_shape 4 is no shape"),
+        ("34", None, "input_shape '34' is no shape"),
+        ((4,), "floaty", "input_dtype 'floaty' is not known: allowed: bool, int8, .* float64"),
+        ((4,), "complex64", "input_dtype 'complex64' is not known"),
+        ((4,), object(), "input_dtype <object .* is not known"),
+    ],
+)
+def test_a_shape_or_a_type_that_is_none_is_refused_at_the_start(shape: Any, dtype: Any, words: str) -> None:
+    """Else every input would be, or the worker would die."""
+    with pytest.raises(ModelError, match=words):
+        load_object(shaped(shape, dtype))
+
+
+def shaped(shape: Any, dtype: Any) -> Any:
+    """A model with these attributes, but for what is None."""
+    given = {"input_shape": shape, "input_dtype": dtype}
+    return type(
+        "Shaped", (own_models.Words,), {name: value for name, value in given.items() if value is not None}
+    )()
+
+
 def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     """From `preprocess` and in a result's place."""
     refused, unread, bug, counted = infer(load(HERE + "Words"), "", 7, "bug", "a b")

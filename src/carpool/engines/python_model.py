@@ -26,8 +26,10 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import isfinite
+from operator import index
 from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
@@ -50,9 +52,9 @@ class PythonModel:
 
     def __init__(self, model: Any, name: str) -> None:
         self._model = model
-        self._shape: payloads.Shape | None = getattr(model, "input_shape", None)
+        self._shape = _input_shape(getattr(model, "input_shape", None))
         # What it is to get as arrays; None for JSON's own values.
-        self._dtype: str | None = getattr(model, "input_dtype", None if self._shape is None else "float32")
+        self._dtype = _input_dtype(getattr(model, "input_dtype", None if self._shape is None else "float32"))
         self._preprocess = getattr(model, "preprocess", None)
         self._postprocess = getattr(model, "postprocess", None)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
@@ -147,6 +149,33 @@ class _Function:
 
     def __init__(self, predict: Callable[[list[Any]], Any]) -> None:
         self.predict = predict
+
+
+def _input_shape(given: Any) -> payloads.Shape | None:
+    if given is None:
+        return None
+    try:
+        shape = tuple(None if size is None else index(size) for size in given)
+        if all(size is None or size > 0 for size in shape):
+            return shape
+    except TypeError:  # no sequence, or not of whole numbers
+        pass
+    raise ModelError(
+        f"input_shape {given!r} is no shape",
+        "allowed: a tuple of sizes from 1, and None where a size may be any",
+    )
+
+
+def _input_dtype(given: Any) -> str | None:
+    """Its name, of whatever numpy takes for a type: `np.float32` is "float32"."""
+    if given is None:
+        return None
+    import numpy as np
+
+    with suppress(Exception):  # numpy has one of many kinds for each thing that is no type
+        if (name := str(np.dtype(given).name)) in payload.DTYPES:
+            return name
+    raise ModelError(f"input_dtype {given!r} is not known", f"allowed: {', '.join(payload.DTYPES)}")
 
 
 def _paired(returned: Any, count: int) -> list[Any]:
