@@ -25,6 +25,8 @@
     └── Unavailable      503   nothing can serve now: starting, no replica
         └── ShuttingDown       this server goes away; another may serve
 
+`Raised` is in no tree: it is never raised, but stands behind a failure for what a model raised elsewhere.
+
 It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
 """
 
@@ -142,6 +144,25 @@ class BatchRefused(BatchFailed):
 
 class BatchTooLarge(BackendError):
     """The backend refused the batch for its size, or ran out of memory over it; a smaller one may pass."""
+
+
+class Raised(Exception):
+    """What a model raised in its own process: the `__cause__` of the failure that callers are told of.
+
+    `traceback` is for whoever runs the model, and never for a caller.
+    """
+
+    def __init__(self, kind: str, message: str, traceback: str = "") -> None:
+        super().__init__(kind, message, traceback)
+        self.kind = kind
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: {self.message}"
 
 
 class Unreachable(BackendError):

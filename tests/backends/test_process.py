@@ -18,7 +18,7 @@ import uvloop
 
 from carpool.backends.process import frames, shared
 from carpool.backends.process.parent import ProcessBackend, Worker
-from carpool.errors import BackendError, ConfigError, Crashed
+from carpool.errors import BackendError, ConfigError, Crashed, Raised
 from carpool.wire.call import Call
 
 
@@ -105,6 +105,24 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start(
     run(main())
 
 
+def test_where_a_model_raised_as_it_was_loaded_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What its loader refused in words needs no line of code."""
+
+    async def main(loader: str, arguments: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError):
+            await ProcessBackend(loader, arguments).start(lambda: None)
+
+    run(main("toy_model:load", {"refuse": True}))
+    assert not caplog.records
+    run(main("toy_model:fail", {}))
+    [record] = caplog.records
+    assert record.message == "the model cannot be loaded: RuntimeError: broken weights"
+    trace = vars(record)["exception"]
+    assert 'toy_model.py", line' in trace
+    assert "in fail\n    raise RuntimeError" in trace
+    assert "child.py" not in trace
+
+
 def test_a_worker_that_dies_while_loading_is_an_error_and_not_a_hang() -> None:
     """A crash in native code says nothing at all."""
 
@@ -123,7 +141,11 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
             pid = pid_in(await backend.run([b'"a"']))
             with pytest.raises(BackendError, match="the model raised ValueError") as caught:
                 await backend.run([b'"a"', b'"raise"'])
-            assert str(caught.value.__cause__) == "no"
+            cause = caught.value.__cause__
+            assert isinstance(cause, Raised)
+            assert repr(cause) == "ValueError: no"
+            assert 'toy_model.py", line' in cause.traceback
+            assert "toy_model" not in str(caught.value)
             assert pid_in(await backend.run([b'"print"'])) == pid
 
     run(main())

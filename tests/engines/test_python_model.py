@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from carpool.engines import results
 from carpool.engines.python_model import PythonModel, load
-from carpool.errors import BadInput, ModelError, Unsupported
+from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
+from carpool.wire import payload
 from carpool.wire.call import EMBED, INFER, Call
 from tests.support import own_models
 
@@ -120,6 +122,48 @@ def load_object(model: Any) -> PythonModel:
     return serve(model, "it", "cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((2, None), None, ([2, None], "float32")),
+        ([np.int64(2)], np.int64, ([2], "int64")),
+        ((), np.dtype("<f8"), ([], "float64")),
+        (None, "f2", (None, "float16")),
+        (None, None, (None, None)),
+    ],
+)
+def test_a_shape_and_a_type_may_be_what_numpy_takes_for_one(shape: Any, dtype: Any, told: Any) -> None:
+    """What the worker tells of it is plain."""
+    info = load_object(shaped(shape, dtype)).info
+    assert (info["input_shape"], info["input_dtype"]) == told
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [
+        ((-1,), None, r"input_shape \(-1,\) is no shape: allowed: a tuple of sizes from 1, and None where"),
+        ((2.5,), None, r"input_shape \(2.5,\) is no shape"),
+        (4, None, "input_shape 4 is no shape"),
+        ("34", None, "input_shape '34' is no shape"),
+        ((4,), "floaty", "input_dtype 'floaty' is not known: allowed: bool, int8, .* float64"),
+        ((4,), "complex64", "input_dtype 'complex64' is not known"),
+        ((4,), object(), "input_dtype <object .* is not known"),
+    ],
+)
+def test_a_shape_or_a_type_that_is_none_is_refused_at_the_start(shape: Any, dtype: Any, words: str) -> None:
+    """Else every input would be, or the worker would die."""
+    with pytest.raises(ModelError, match=words):
+        load_object(shaped(shape, dtype))
+
+
+def shaped(shape: Any, dtype: Any) -> Any:
+    """A model with these attributes, but for what is None."""
+    given = {"input_shape": shape, "input_dtype": dtype}
+    return type(
+        "Shaped", (own_models.Words,), {name: value for name, value in given.items() if value is not None}
+    )()
+
+
 def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     """From `preprocess` and in a result's place."""
     refused, unread, bug, counted = infer(load(HERE + "Words"), "", 7, "bug", "a b")
@@ -128,6 +172,13 @@ def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     assert isinstance(unread, BadInput)
     assert isinstance(bug, RuntimeError)
     assert counted == 2
+
+
+def test_a_library_that_is_not_installed_is_not_the_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow no image can be read, whoever sends it."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    [failed] = load(HERE + "sizes").run([payload.head("image/png", {}) + b"a png"], INFER)
+    assert isinstance(failed, MissingExtra)
 
 
 def test_a_wrong_number_of_results_fails_the_batch() -> None:
@@ -153,6 +204,15 @@ def test_a_model_embeds_and_reranks_where_it_has_the_methods() -> None:
         model.run([[101, 102]], EMBED)
 
 
+@pytest.mark.parametrize("call", [EMBED, Call.of("embed", normalize=False), Call.of("rerank", query="")])
+def test_a_vector_or_a_score_that_is_not_finite_fails_its_text_alone(call: Call) -> None:
+    """It would be null in JSON, where every client expects a number."""
+    answers = load_object(own_models.Divided()).run(["", "ab"], call)
+    assert str(answers[0]) == "the model returned NaN or infinity"
+    assert isinstance(answers[0], FloatingPointError)
+    assert isinstance(answers[1], bytes)
+
+
 @pytest.mark.parametrize("call", [EMBED, Call.of("tokenize"), Call.of("rerank", query="a")])
 def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
     """It says what it can."""
@@ -173,6 +233,16 @@ def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
 def test_results_are_json_with_arrays_in_them(value: Any, written: bytes) -> None:
     """With the fewest digits that give the same number back."""
     assert results.to_json(value) == written
+
+
+def test_what_postprocess_raises_is_the_models_fault_and_called_what_it_is() -> None:
+    """Of whatever type: no caller can mend it, and it has nothing to do with JSON."""
+    bug, fine, unwritten = infer(load(HERE + "Buggy"), "in postprocess", "fine", "no JSON")
+    assert type(bug) is ValueError
+    assert str(bug) == "a bug"
+    assert bug.__traceback__ is not None
+    assert fine == "fine"
+    assert str(unwritten).startswith("the result cannot be written as JSON")
 
 
 def test_a_result_that_is_no_json_fails_alone() -> None:

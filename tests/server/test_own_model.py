@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.servers import RunningServer, carpool_serve
+from tests.support.servers import RunningServer, carpool_serve, until
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,47 @@ def test_errors_of_one_item_are_422_or_500_by_whose_fault_it_is(folder: Path) ->
         assert replies[1].json() == {"detail": "the model failed on this input: RuntimeError: a bug"}
         assert replies[3].json()["result"] == 2
         assert server.children() == workers
+
+
+def test_a_bug_of_the_model_is_in_the_log_with_its_line_and_not_in_the_answer(folder: Path) -> None:
+    """Whoever runs the model reads which file, which line and which exception; its caller only the latter."""
+    with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server:
+        reply = server.client.post("/predict", json={"data": "in predict"})
+        assert reply.status_code == 500
+        assert reply.json() == {"detail": "the model raised KeyError"}
+        [failed] = logged(server, "batch failed")
+    assert failed["cause"] == "KeyError: 'threshold'"
+    assert 'own_models.py", line' in failed["exception"]
+    assert "in _helper" in failed["exception"]
+    assert "python_model.py" not in failed["exception"]
+
+
+def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> None:
+    """With a count, and the traceback where there is one."""
+    with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server, ThreadPoolExecutor(8) as callers:
+        texts = ["in postprocess"] * 7 + ["fine"]
+        replies = list(callers.map(lambda text: server.client.post("/predict", json={"data": text}), texts))
+        assert [reply.status_code for reply in replies] == [500] * 7 + [200]
+        bugs = logged(server, "inputs failed")
+        assert server.client.post("/predict", json={"data": "no JSON"}).status_code == 500
+        until(lambda: len(logged(server, "inputs failed")) > len(bugs))
+        unwritten = logged(server, "inputs failed")[-1]
+    assert sum(line["failed"] for line in bugs) == 7
+    assert all(line["failed"] <= line["items"] for line in bugs)
+    assert "in postprocess" in bugs[0]["exception"]
+    assert bugs[0]["loaded"]["target"] == "own_models:Buggy"
+    assert unwritten["error"].startswith("TypeError: the result cannot be written as JSON: ")
+
+
+def logged(server: RunningServer, event: str) -> list[dict[str, Any]]:
+    """What the log says of such events, once it does: it is written after the answer."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = [line for line in server.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+    until(lambda: bool(found()))
+    return found()
 
 
 def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None:

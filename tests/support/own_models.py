@@ -61,6 +61,16 @@ class Lengths:
         return [-abs(len(text) - len(query)) for text in texts]
 
 
+class Divided:
+    """Vectors and scores that are infinite for an empty text, and NaN when they are made 1 long."""
+
+    def embed(self, texts: list[str]) -> Any:
+        return [[1.0, 1 / len(text) if text else np.inf] for text in texts]
+
+    def rerank(self, query: str, texts: list[str]) -> list[float]:
+        return [1 / len(text) if text else np.nan for text in texts]
+
+
 def make_words() -> Words:
     return Words()
 
@@ -140,3 +150,19 @@ class PricedByItself(Priced):
 
 def make_priced() -> Priced:
     return Priced()
+
+
+class Buggy:
+    """Has a bug in one place or another, as the text says."""
+
+    def predict(self, inputs: list[str]) -> list[str]:
+        return [self._helper(text) for text in inputs]
+
+    def _helper(self, text: str) -> str:
+        settings: dict[str, str] = {}
+        return settings["threshold"] if text == "in predict" else text
+
+    def postprocess(self, result: str) -> Any:
+        if result == "in postprocess":
+            raise ValueError("a bug")
+        return object() if result == "no JSON" else result

@@ -16,7 +16,8 @@ What it may have, all of it optional but one of the first three:
 
 `predict` is called from one thread, always the same; `preprocess` and `collate` for the next batch meanwhile.
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
-`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
+`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's, as is all
+that `postprocess` raises.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from math import isfinite
 from numbers import Integral
+from operator import index
 from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
@@ -49,9 +53,9 @@ class PythonModel:
 
     def __init__(self, model: Any, name: str) -> None:
         self._model = model
-        self._shape: payloads.Shape | None = getattr(model, "input_shape", None)
+        self._shape = _input_shape(getattr(model, "input_shape", None))
         # What it is to get as arrays; None for JSON's own values.
-        self._dtype: str | None = getattr(model, "input_dtype", None if self._shape is None else "float32")
+        self._dtype = _input_dtype(getattr(model, "input_dtype", None if self._shape is None else "float32"))
         self._preprocess = getattr(model, "preprocess", None)
         self._postprocess = getattr(model, "postprocess", None)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
@@ -120,10 +124,12 @@ class PythonModel:
             return results.blamed(error)
 
     def _write(self, result: Any) -> bytes | Exception:
-        return results.encoded(result, self._finish)
-
-    def _finish(self, result: Any) -> bytes:
-        return results.to_json(result if self._postprocess is None else self._postprocess(result))
+        if self._postprocess is not None and not isinstance(result, Exception):
+            try:
+                result = self._postprocess(result)
+            except Exception as error:
+                return error  # the model's own fault, whatever its type: the input has been run by now
+        return results.encoded(result, results.to_json)
 
     def _groups(self, inputs: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
         """Which of the inputs go to `predict` together: all, unless they are to be stacked and cannot be."""
@@ -152,6 +158,33 @@ def _taken(model: Any, name: str, default: Any) -> Any:
     return value if isinstance(value, Integral if isinstance(default, int) else str) else default
 
 
+def _input_shape(given: Any) -> payloads.Shape | None:
+    if given is None:
+        return None
+    try:
+        shape = tuple(None if size is None else index(size) for size in given)
+        if all(size is None or size > 0 for size in shape):
+            return shape
+    except TypeError:  # no sequence, or not of whole numbers
+        pass
+    raise ModelError(
+        f"input_shape {given!r} is no shape",
+        "allowed: a tuple of sizes from 1, and None where a size may be any",
+    )
+
+
+def _input_dtype(given: Any) -> str | None:
+    """Its name, of whatever numpy takes for a type: `np.float32` is "float32"."""
+    if given is None:
+        return None
+    import numpy as np
+
+    with suppress(Exception):  # numpy has one of many kinds for each thing that is no type
+        if (name := str(np.dtype(given).name)) in payload.DTYPES:
+            return name
+    raise ModelError(f"input_dtype {given!r} is not known", f"allowed: {', '.join(payload.DTYPES)}")
+
+
 def _paired(returned: Any, count: int) -> list[Any]:
     """The results, one for each input, or an error: a result must never reach another input's caller."""
     made = results.rows(returned)
@@ -173,7 +206,10 @@ def _embed(embed: Callable[[list[Any]], Any], texts: Sequence[Any], parameters: 
     if width > vectors.shape[1]:
         return [BadInput(f"`dimensions` must be at most {vectors.shape[1]}. Given: {width}") for _ in texts]
     vectors = np.ascontiguousarray(vectors[:, :width])
-    return list(pooling.encode(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
+    if parameters.get("normalize", True):
+        with np.errstate(invalid="ignore"):  # NaN is found when they are written
+            vectors = pooling.normalise(vectors)
+    return list(pooling.encode(vectors))
 
 
 def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence[Any]) -> list[Any]:
@@ -183,7 +219,9 @@ def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence
 
 
 def _rank(place: int, score: Any) -> bytes:
-    return results.to_json({"index": place, "score": float(score)})
+    if not isfinite(number := float(score)):
+        raise results.not_finite()
+    return results.to_json({"index": place, "score": number})
 
 
 def _need_texts(items: Sequence[Any]) -> None:

@@ -28,7 +28,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, trace
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import Call, Vector
@@ -203,7 +203,8 @@ def answer(number: int, run: Work) -> bytes:
         return frames.encode(frames.Rejected(number, _said(error.message), _said(error.detail)))
     except BaseException as error:
         kind, message = type(error).__name__, _said(error)
-        return frames.encode(frames.Failed(number, _said(kind), message, _is_out_of_memory(error, message)))
+        is_too_large = _is_out_of_memory(error, message)
+        return frames.encode(frames.Failed(number, _said(kind), message, is_too_large, trace.formatted(error)))
 
 
 def _said(something: object) -> str:
@@ -227,13 +228,15 @@ def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
         return frames.Answer(number, list(results))  # type: ignore[arg-type]  # as was just seen
     are_vectors = any(isinstance(result, Vector) for result in results)
     vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
+    failed = {place: result for place, result in enumerate(results) if _is_failure(result)}
     return frames.Answer(
         number,
         [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [vector.tokens for vector in vectors],
         [vector.floats for vector in vectors],
         {place: _said(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
-        {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
+        {place: _named(error) for place, error in failed.items()},
+        next(filter(None, map(trace.formatted, failed.values())), ""),
     )
 
 
@@ -249,7 +252,8 @@ def _named(error: Exception) -> str:
 def _refusal(error: BaseException) -> frames.Refused:
     if isinstance(error, CarpoolError):
         return frames.Refused(_said(error.message), _said(error.detail))
-    return frames.Refused(f"the model cannot be loaded: {_said(type(error).__name__)}", _said(error))
+    what = f"the model cannot be loaded: {_said(type(error).__name__)}"
+    return frames.Refused(what, _said(error), trace.formatted(error))
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from carpool.errors import (
     Crashed,
     Hung,
     ModelError,
+    Raised,
     Unavailable,
     Unsupported,
 )
@@ -91,8 +92,11 @@ class Worker:
             case frames.Ready(info):
                 self.info = info
                 self._is_loaded = True
-            case frames.Refused(message, detail):
-                raise ModelError(message, detail)
+            case frames.Refused(message, detail, traceback):
+                refusal = ModelError(message, detail)
+                if traceback:
+                    logger.error("%s", refusal, extra={"exception": traceback})
+                raise refusal
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
@@ -297,9 +301,20 @@ class ProcessBackend:
                     overdue.cancel()
             self._back_off = _FIRST_BACK_OFF
             self._end_if_grown(worker)
+            if isinstance(reply, frames.Answer) and reply.failed:
+                self._log_failed(reply)
             return _results(reply, batch.number)
         finally:
             self._turn.release()
+
+    def _log_failed(self, answer: frames.Answer) -> None:
+        """One line for a batch: what failed on one item is mostly what failed on the others."""
+        extra: dict[str, object] = {"loaded": self._load.arguments, "replica": self.name}
+        extra |= {"items": len(answer.results), "failed": len(answer.failed)}
+        extra["error"] = next(iter(answer.failed.values()))
+        if answer.traceback:
+            extra["exception"] = answer.traceback
+        logger.warning("inputs failed", extra=extra)
 
     def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
@@ -479,9 +494,9 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
             return _paired(reply)
         case frames.Rejected(answered, message, detail) if answered == number:
             raise Unsupported(message, detail)
-        case frames.Failed(answered, kind, message, is_too_large) if answered == number:
+        case frames.Failed(answered, kind, message, is_too_large, traceback) if answered == number:
             failure = (BatchTooLarge if is_too_large else BatchFailed)(f"the model raised {kind}")
-            failure.__cause__ = RuntimeError(message)
+            failure.__cause__ = Raised(kind, message, traceback)
             raise failure
         case _:
             raise BackendError("the worker process answered something else", "nothing of it was used")
