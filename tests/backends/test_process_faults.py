@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,6 +189,30 @@ def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float, when:
         backend = ProcessBackend("toy_model:large", {"seconds": seconds}, max_memory=150 * 2**20)
         with pytest.raises(ModelError, match=rf"^the model takes \d+ MiB of memory {when}: allowed: 150 MiB$"):
             await backend.start(lambda: None)
+        await backend.close()
+
+    run(main())
+
+
+def test_a_worker_that_the_system_has_no_room_for_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first."""
+    spawn = asyncio.create_subprocess_exec
+    refusals = [OSError(errno.EAGAIN, "no more processes"), OSError(errno.EMFILE, "no more files")]
+
+    async def refuse(*arguments: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        with pytest.raises(Unavailable, match=r"no worker process can be started: .*no more files"):
+            await backend.start(lambda: None)
+        await turns_until(lambda: "no more processes" in str(backend.trouble()))
+        await turns_until(lambda: backend.trouble() is None)
+        assert texts_in(await backend.run([b'"a"'])) == ["a"]
         await backend.close()
 
     run(main())

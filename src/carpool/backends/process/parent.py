@@ -31,7 +31,6 @@ from carpool.errors import (
     BadInput,
     BatchFailed,
     BatchTooLarge,
-    CarpoolError,
     Crashed,
     ModelError,
     Unavailable,
@@ -70,17 +69,28 @@ class Worker:
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
-        """Start the process, which is to share these memories; it has loaded nothing yet."""
+        """Start the process, which is to share these memories; nothing is loaded yet. Raises `Unavailable`."""
+        try:
+            return await cls._spawn(memories)
+        except OSError as error:  # no process, no file descriptor or no memory is left
+            raise Unavailable("no worker process can be started", str(error)) from error
+
+    @classmethod
+    async def _spawn(cls, memories: Sequence[SharedMemory]) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
             passed = (theirs.fileno(), *(memory.fd for memory in memories))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
-                pass_fds=passed,
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # so that it can be ended with what it has started
-            )
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
+                    pass_fds=passed,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # so that it can be ended with what it has started
+                )
+            except BaseException:
+                connection.abort()
+                raise
         return cls(process, connection)
 
     async def load(self, what: frames.Load) -> None:
@@ -233,7 +243,7 @@ class ProcessBackend:
         self._on_change = on_change
         try:
             worker = await self._new_worker()
-        except CarpoolError as error:
+        except Exception as error:
             self._tell(str(error))
             self._supervisor = asyncio.create_task(self._supervise(None))
             raise
