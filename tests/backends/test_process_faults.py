@@ -218,6 +218,27 @@ def test_a_worker_that_the_system_has_no_room_for_is_tried_again(monkeypatch: py
     run(main())
 
 
+def test_the_pause_before_a_replacement_grows_with_loads_that_fail_and_not_with_inputs_that_kill(
+    tmp_path: Path,
+) -> None:
+    """An innocent caller would wait for those."""
+
+    async def main() -> None:
+        marker = tmp_path / "loaded"
+        backend = ProcessBackend("toy_model:hang", {"marker": str(marker)})
+        await backend.start(lambda: None)
+        for _ in range(4):
+            marker.unlink(missing_ok=True)
+            await asyncio.gather(backend.run([b'"die"']), return_exceptions=True)
+        assert backend._back_off <= 2 * parent._FIRST_BACK_OFF
+        marker.touch()
+        backend._load_timeout = 0.01
+        await turns_until(lambda: backend._back_off > 4 * parent._FIRST_BACK_OFF)
+        await backend.close()
+
+    run(main())
+
+
 def test_what_a_model_starts_can_be_ended_by_it() -> None:
     """The worker lets signals pass; a program or a fork of it does not."""
 

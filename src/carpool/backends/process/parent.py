@@ -40,7 +40,9 @@ from carpool.wire.call import Call, Vector
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
+# Seconds before a dead worker is replaced; doubled each time until one has a batch to run. That may be what
+# ends it; where many do, the scheduler suspends the replica.
+_FIRST_BACK_OFF = 0.1
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
 _EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
@@ -290,6 +292,7 @@ class ProcessBackend:
         await self._turn.acquire()
         try:
             worker = await self._ready_worker()
+            self._back_off = _FIRST_BACK_OFF
             if sent is None or sent[0] is not worker:
                 sent = worker, self._send(worker, batch, payload)
             overdue = self._overdue(worker)
@@ -303,7 +306,6 @@ class ProcessBackend:
             finally:
                 if overdue is not None:
                     overdue.cancel()
-            self._back_off = _FIRST_BACK_OFF
             self._end_if_grown(worker)
             return _results(reply, batch.number)
         finally:
