@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,14 +181,59 @@ def test_a_model_that_hangs_while_it_is_loaded_is_ended_and_tried_again(tmp_path
     run(main())
 
 
-@pytest.mark.parametrize(("seconds", "when"), [(0, "once it is loaded"), (1000, "while it loads")])
-def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float, when: str) -> None:
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["loaded", "loading"])
+def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float) -> None:
     """With what it takes; else its first input would be blamed, or nothing end it."""
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:large", {"seconds": seconds}, max_memory=150 * 2**20)
-        with pytest.raises(ModelError, match=rf"^the model takes \d+ MiB of memory {when}: allowed: 150 MiB$"):
+        with pytest.raises(ModelError, match=r"^the model takes \d+ MiB of memory: allowed: 150 MiB$"):
             await backend.start(lambda: None)
+        await backend.close()
+
+    run(main())
+
+
+def test_a_worker_that_the_system_has_no_room_for_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first."""
+    spawn = asyncio.create_subprocess_exec
+    refusals = [OSError(errno.EAGAIN, "no more processes"), OSError(errno.EMFILE, "no more files")]
+
+    async def refuse(*arguments: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:load", {})
+        with pytest.raises(Unavailable, match=r"no worker process can be started: .*no more files"):
+            await backend.start(lambda: None)
+        await turns_until(lambda: "no more processes" in str(backend.trouble()))
+        await turns_until(lambda: backend.trouble() is None)
+        assert texts_in(await backend.run([b'"a"'])) == ["a"]
+        await backend.close()
+
+    run(main())
+
+
+def test_the_pause_before_a_replacement_grows_with_loads_that_fail_and_not_with_inputs_that_kill(
+    tmp_path: Path,
+) -> None:
+    """An innocent caller would wait for those."""
+
+    async def main() -> None:
+        marker = tmp_path / "loaded"
+        backend = ProcessBackend("toy_model:hang", {"marker": str(marker)})
+        await backend.start(lambda: None)
+        for _ in range(4):
+            marker.unlink(missing_ok=True)
+            await asyncio.gather(backend.run([b'"die"']), return_exceptions=True)
+        assert backend._back_off <= 2 * parent._FIRST_BACK_OFF
+        marker.touch()
+        backend._load_timeout = 0.01
+        await turns_until(lambda: backend._back_off > 4 * parent._FIRST_BACK_OFF)
         await backend.close()
 
     run(main())

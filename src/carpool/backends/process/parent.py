@@ -31,7 +31,6 @@ from carpool.errors import (
     BadInput,
     BatchFailed,
     BatchTooLarge,
-    CarpoolError,
     Crashed,
     Hung,
     ModelError,
@@ -43,7 +42,9 @@ from carpool.wire.call import Call, Vector
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
+# Seconds before a dead worker is replaced; doubled each time until one has a batch to run. That may be what
+# ends it; where many do, the scheduler suspends the replica.
+_FIRST_BACK_OFF = 0.1
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
 _EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
@@ -73,17 +74,28 @@ class Worker:
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
-        """Start the process, which is to share these memories; it has loaded nothing yet."""
+        """Start the process, which is to share these memories; nothing is loaded yet. Raises `Unavailable`."""
+        try:
+            return await cls._spawn(memories)
+        except OSError as error:  # no process, no file descriptor or no memory is left
+            raise Unavailable("no worker process can be started", str(error)) from error
+
+    @classmethod
+    async def _spawn(cls, memories: Sequence[SharedMemory]) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
             passed = (theirs.fileno(), *(memory.fd for memory in memories))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
-                pass_fds=passed,
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # so that it can be ended with what it has started
-            )
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
+                    pass_fds=passed,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # so that it can be ended with what it has started
+                )
+            except BaseException:
+                connection.abort()
+                raise
         return cls(process, connection)
 
     async def load(self, what: frames.Load) -> None:
@@ -239,7 +251,7 @@ class ProcessBackend:
         self._on_change = on_change
         try:
             worker = await self._new_worker()
-        except CarpoolError as error:
+        except Exception as error:
             self._tell(str(error))
             self._supervisor = asyncio.create_task(self._supervise(None))
             raise
@@ -286,6 +298,7 @@ class ProcessBackend:
         await self._turn.acquire()
         try:
             worker = await self._ready_worker()
+            self._back_off = _FIRST_BACK_OFF
             if sent is None or sent[0] is not worker:
                 sent = worker, self._send(worker, batch, payload)
             overdue = self._overdue(worker)
@@ -299,7 +312,6 @@ class ProcessBackend:
             finally:
                 if overdue is not None:
                     overdue.cancel()
-            self._back_off = _FIRST_BACK_OFF
             self._end_if_grown(worker)
             if isinstance(reply, frames.Answer) and reply.failed:
                 self._log_failed(reply)
@@ -399,18 +411,18 @@ class ProcessBackend:
             while not (await asyncio.wait([loading], timeout=_LOOK_SECONDS))[0]:
                 if time.monotonic() > overdue_at:
                     raise ModelError("the model takes too long to load", f"allowed: {self._load_timeout:g} s")
-                self._refuse_large(worker, "while it loads")
+                self._refuse_large(worker)
             await loading
         finally:
             loading.cancel()
-        self._refuse_large(worker, "once it is loaded")
+        self._refuse_large(worker)
 
-    def _refuse_large(self, worker: Worker, when: str) -> None:
+    def _refuse_large(self, worker: Worker) -> None:
         """At the start, and not over the first batch, whose input would be blamed for it."""
         memory = worker.memory()
         if self._max_memory is not None and memory > self._max_memory:
             allowed = f"allowed: {self._max_memory >> 20} MiB"
-            raise ModelError(f"the model takes {memory >> 20} MiB of memory {when}", allowed)
+            raise ModelError(f"the model takes {memory >> 20} MiB of memory", allowed)
 
     async def _supervise(self, worker: Worker | None) -> None:
         """Wait for the worker's end and replace it, for as long as this backend lives."""
