@@ -86,6 +86,45 @@ def test_what_is_no_tensor_is_refused_with_the_shape_that_is_wanted(data: str) -
 
 
 @pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("data", "alien"),
+    [
+        ("[1,null]", "null"),
+        ("[true,false]", "true or false"),
+        ("[1,true]", "true or false"),
+        ('["1","2"]', "text"),
+        ("[[1],[null]]", "null"),
+        ("true", "true or false"),
+        ('[null,"1"]', "null and text"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_only_numbers_are_numbers(data: str, alien: str, dtype: str) -> None:
+    """What is not one is refused by its name, in MessagePack too, and not made one."""
+    packed = item(payload.MSGPACK, msgspec.msgpack.encode({"data": json.loads(data)}))
+    for written in (b'{"data": ' + data.encode() + b"}", packed):
+        with pytest.raises(BadInput, match=f"the input has {alien} in it: expected {dtype}"):
+            payloads.conform(payloads.read(written, dtype), None, dtype)
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_model_of_booleans_takes_them() -> None:
+    """Whole numbers, too, and nothing that may mean either."""
+    for data in (b"[true,false]", b"[1,0]", b"[1,false]"):
+        read = payloads.read(b'{"data": ' + data + b"}", "bool")
+        assert payloads.conform(read, (2,), "bool").tolist() == [True, False]
+    for data in (b"[null]", b'["false"]'):
+        with pytest.raises(BadInput, match="expected bool"):
+            payloads.conform(payloads.read(b'{"data": ' + data + b"}", "bool"), None, "bool")
+
+
+def test_texts_of_different_lengths_take_no_memory() -> None:
+    """As numpy's they would all be as long as the longest: here 40 TB."""
+    with pytest.raises(BadInput, match="text"):
+        payloads.conform(["a" * 10_000_000, *[""] * 1_000_000], None, "float32")
+
+
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("body", [b"", b"[1]", b'{"data": [1,]}', b'{"other": 1}', b'{"data": [1]} x', b"\xff"])
 def test_a_body_that_is_not_data_is_refused(body: bytes) -> None:
     """With what is expected."""

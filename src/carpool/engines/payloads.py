@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -40,6 +41,9 @@ _LARGEST_KEPT = 8 * 1024**2
 # Bytes that are compared at a time: what that gives stays in the CPU's cache.
 _STRETCH = 256 * 1024
 
+# What JSON and MessagePack have beside numbers, lists and maps: numpy would make numbers of it.
+_NO_NUMBERS: dict[type, str] = {type(None): "null", bool: "true or false", str: "text", bytes: "bytes"}
+
 _BODY = msgspec.json.Decoder(_Body)
 _EXPECTED = 'expected {"data": <what the model takes>}'
 
@@ -71,14 +75,37 @@ def conform(value: Any, shape: Shape | None, dtype: str) -> Array:
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" != np.dtype(dtype).kind:
         raise BadInput(f"the input is {value.dtype}", _wanted(shape, dtype))  # not cut off at the point
     try:
-        array = np.asarray(value, dtype=dtype)
-    except (ValueError, TypeError):  # rows of different lengths, or no numbers
-        raise BadInput("the input is not a tensor of numbers", _wanted(shape, dtype)) from None
+        array = np.asarray(value, dtype) if isinstance(value, np.ndarray) else _listed(value, dtype)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"the input {error}", _wanted(shape, dtype)) from None
     if shape is None or _fits(array.shape, shape):
         return array
     if array.ndim == 1 and None not in shape and array.size == prod(size or 1 for size in shape):
         return array.reshape([size or 1 for size in shape])
     raise BadInput(f"the input has the shape {list(array.shape)}", _wanted(shape, dtype))
+
+
+def _listed(value: Any, dtype: str) -> Array:
+    """The array that nested lists are, or a number. Raises `ValueError` that says what is there instead."""
+    import numpy as np
+
+    found = set(map(type, _leaves(value)))
+    if np.dtype(dtype).kind == "b":
+        found.discard(bool)
+    if aliens := [name for kind, name in _NO_NUMBERS.items() if kind in found]:
+        raise ValueError(f"has {' and '.join(aliens)} in it")
+    try:
+        return np.asarray(value, dtype)
+    except (ValueError, TypeError):  # rows of different lengths, or a map
+        raise ValueError("is not a tensor of numbers") from None
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What nested lists hold, as deep as all of them go."""
+    level = [value]
+    while set(map(type, level)) == {list}:
+        level = list(chain.from_iterable(level))
+    return level
 
 
 def _fits(given: tuple[int, ...], wanted: Shape) -> bool:
