@@ -249,6 +249,37 @@ def test_images_become_rgb(kind: str) -> None:
     assert abs(image.getpixel((1, 1))[0] - 200) < 4
 
 
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    """Black to white, and not white from the 256th on; one cut short is refused."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(0, 2**16, 64, dtype=np.uint16).reshape(32, 32)).save(file, "png")
+    grey = np.asarray(payloads.read(item("image/png", file.getvalue())))
+    assert grey.shape == (32, 32, 3)
+    assert grey[..., 0].ravel().tolist() == [value >> 8 for value in range(0, 2**16, 64)]
+    with pytest.raises(BadInput, match="not a JPEG or PNG"):
+        payloads.read(item("image/png", file.getvalue()[:-60]))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("L", (2, 2), 200),
+        Image.new("1", (2, 2), 1),
+        Image.new("LA", (2, 2), (200, 9)),
+        Image.new("RGBA", (2, 2), (200, 100, 0, 9)),
+        Image.new("RGB", (2, 2), (200, 100, 0)).quantize(2),
+        Image.new("CMYK", (2, 2), (10, 20, 30, 40)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_images_of_eight_bits_become_what_pillow_makes_of_them(image: Image.Image) -> None:
+    """Grey, with a palette, in CMYK; alpha is left out."""
+    kind, file = "jpeg" if image.mode == "CMYK" else "png", io.BytesIO()
+    image.save(file, kind)
+    made = payloads.read(item(f"image/{kind}", file.getvalue()))
+    assert np.array_equal(np.asarray(made), np.asarray(Image.open(file).convert("RGB")))
+
+
 @pytest.mark.parametrize(
     "written",
     [

@@ -277,6 +277,15 @@ def _image(body: memoryview) -> Any:
         image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG"))
         if image.width * image.height > _MOST_PIXELS:
             raise BadInput(f"the image has {image.width} x {image.height} pixels", f"allowed: {_MOST_PIXELS}")
-        return image.convert("RGB")
+        return (_eight_bits(image) if image.mode.startswith("I") else image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput("the body is not a JPEG or PNG image", str(error)) from None
+
+
+def _eight_bits(image: Any) -> Any:
+    """A grey image of 16 bits, which Pillow itself would clip to 255, by the upper 8."""
+    import numpy as np
+    from PIL import Image
+
+    image.load()
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
