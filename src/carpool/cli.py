@@ -29,6 +29,7 @@ from carpool.config import (
     as_toml,
     header_of,
     load_config,
+    without_passwords,
 )
 from carpool.errors import CarpoolError
 from carpool.models import pull as models
@@ -174,12 +175,13 @@ def _not_yet(service: Service, name: str) -> str:
 
 
 def _as_toml(config: Config) -> str:
-    """The settings as the file that would give them, each with its source."""
+    """The settings as the file that would give them, each with its source. Of a proxy `model` means nothing."""
     lines = ["[server]"]
     lines += [_toml_line(config, "server", setting, config.server) for setting in SERVER_SETTINGS]
     for name, settings in config.models.items():
         lines += ["", header_of(name)]
-        lines += [_toml_line(config, name, setting, settings) for setting in MODEL_SETTINGS]
+        used = [one for one in MODEL_SETTINGS if one.key != "model" or not settings.inference_url]
+        lines += [_toml_line(config, name, setting, settings) for setting in used]
     return "\n".join(lines)
 
 
@@ -187,4 +189,4 @@ def _toml_line(config: Config, table: str, setting: Setting, settings: object) -
     value, source = getattr(settings, setting.key), config.sources[table, setting.key]
     if setting.rule.secret and value:
         return f"# {setting.key} is set, and not shown: {source}"
-    return f"{setting.key + ' = ' + as_toml(value):<44} # {source}"
+    return f"{setting.key + ' = ' + as_toml(without_passwords(value)):<44} # {source}"

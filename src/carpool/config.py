@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -31,6 +32,7 @@ DEFAULT_NAME = "default"  # of the one model that the flat keys describe
 
 # Names stand in paths and in OpenAI's `model`, where "owner/name:tag" is usual.
 _NAME = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+_PASSWORD = re.compile(r"(://[^:@/?#]*):[^/?#]*@")
 _EXCLUSIVE = {"model": "inference_url", "inference_url": "model"}
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch")
@@ -402,17 +404,24 @@ _TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("fals
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
-    shown = '"..."' if setting.rule.secret else as_toml(value)
+    shown = '"..."' if setting.rule.secret else as_toml(without_passwords(value))
     return ConfigError(f"{source}: {setting.key} = {shown} {problem}", f"allowed: {setting.rule.allowed}")
 
 
 def as_toml(value: Any) -> str:
     """A value as a settings file has it."""
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)  # a JSON text is a TOML text
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_toml, value))}]"
     return str(value).lower() if value is True or value is False else str(value)
+
+
+def without_passwords(value: Any) -> Any:
+    """A value as it may be shown: in a URL, or in each of several, the password is `***`."""
+    if isinstance(value, list | tuple):
+        return [without_passwords(part) for part in value]
+    return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
 def _is_url(text: str) -> bool:
