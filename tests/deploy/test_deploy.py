@@ -107,13 +107,18 @@ def test_no_batch_is_larger_than_tei_takes(compose: dict[str, Any], pod: dict[st
 def test_ports_agree(compose: dict[str, Any], pod: dict[str, Any]) -> None:
     """The image exposes what carpool listens on, and everything else leads there."""
     assert ("EXPOSE", str(PORT)) in dockerfile()
-    assert compose["carpool"]["ports"] == [f"3000:{PORT}"]
+    assert compose["carpool"]["ports"] == [f"127.0.0.1:3000:{PORT}"]  # it authenticates nobody
     (port,) = pod["containers"][0]["ports"]
     assert port["containerPort"] == PORT
     service = documents()["Service"]["spec"]
     assert service["ports"] == [{"name": "http", "port": 3000, "targetPort": port["name"]}]
     labels = documents()["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert service["selector"].items() <= labels.items()
+
+
+def test_a_token_is_handed_on_only_where_there_is_one(compose: dict[str, Any]) -> None:
+    """TEI takes an empty one for a token, and sends it."""
+    assert compose["tei"]["environment"] == {"HF_TOKEN": None}
 
 
 def test_carpool_waits_for_a_healthy_tei(compose: dict[str, Any], pod: dict[str, Any]) -> None:
