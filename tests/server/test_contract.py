@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -195,6 +197,20 @@ def has_example(schema: Any) -> bool:
     if isinstance(schema, dict):
         return "example" in schema or any(map(has_example, schema.values()))
     return False
+
+
+def test_the_page_to_try_it_needs_no_internet(server: RunningServer) -> None:
+    """All that it refers to is here, beside it."""
+    page = server.client.get("/docs").text
+    assert "://" not in page
+    parts = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page)
+    assert len(parts) == 4
+    for part in map("".join, parts):
+        reply = server.client.get(urljoin("/docs", part))
+        assert reply.status_code == 200
+        assert len(reply.content) > 500
+        expected = {"js": "javascript", "css": "text/css", "png": "image/png", "json": "json"}
+        assert expected[part.rpartition(".")[2]] in reply.headers["content-type"]
 
 
 def test_the_documentation_describes_every_route_with_an_example(server: RunningServer) -> None:
