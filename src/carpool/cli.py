@@ -37,6 +37,7 @@ from carpool.models.catalog import CATALOG
 from carpool.models.spec import resolve
 from carpool.observe.log import configure_logging
 from carpool.reload import Reload
+from carpool.server.models import ServedModel
 from carpool.server.run import listen, serve
 from carpool.server.service import Service
 
@@ -154,18 +155,32 @@ def _pull(settings: ModelSettings) -> None:
 def _banner(host: str, port: int, service: Service) -> str:
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     reachable = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    header = "-H 'content-type: application/json'"
     lines = [f"carpool {version('carpool')} is serving"]
     lines += [f"  where   {where} (docs at /docs, numbers at /metrics)"]
     is_only = service.models.only is not None
     for model in service.models:
         title = model.title if is_only else f"{model.name}: {model.title}{_not_yet(service, model.name)}"
         lines += [f"  model   {title}", f"  policy  {model.batcher.policy}"]
-    if service.models.default.takes == "data":
-        lines += [f"  try     curl {reachable}/predict {header} -d '{{\"data\": ...}}'"]
-    else:
-        lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
+    route, body = _TRIES[_operation(service.models.default)]
+    lines += [f"  try     curl {reachable}{route} -H 'content-type: application/json' -d '{body}'"]
     return "\n".join(lines)
+
+
+# A request of each operation, by its route.
+_TRIES = {
+    "infer": ("/predict", '{"data": ...}'),
+    "embed": ("/embed", '{"input": "What is vector search?"}'),
+    "rerank": (
+        "/rerank",
+        '{"query": "What is a batch?", "texts": ["Inputs that travel together.", "A fruit."]}',
+    ),
+}
+
+
+def _operation(model: ServedModel) -> str:
+    """One that a model has: the first that it tells of, which a team's own does once it is loaded."""
+    usual = "infer" if model.takes == "data" else "embed"
+    return str(next(iter(model.told().get("can", ())), usual))
 
 
 def _not_yet(service: Service, name: str) -> str:
