@@ -153,7 +153,9 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 def healthcheck() -> list[str]:
     """The image's health check as a command of this interpreter."""
     (text,) = [text for kind, text in dockerfile() if kind == "HEALTHCHECK"]
-    return [sys.executable, *json.loads(text.partition("CMD ")[2])[1:]]
+    *command, path = json.loads(text.partition("CMD ")[2])
+    (source,) = [text.split()[0] for kind, text in dockerfile() if kind == "COPY" and text.split()[-1] == path]
+    return [sys.executable, *command[1:], str(DEPLOY.parent / source)]
 
 
 def test_the_image_knows_when_it_is_healthy(proxy: RunningServer, upstream: Upstream) -> None:
@@ -162,6 +164,15 @@ def test_the_image_knows_when_it_is_healthy(proxy: RunningServer, upstream: Upst
     assert subprocess.run(healthcheck(), env=environment({"PORT": port}), check=False).returncode == 0
     nobody = environment({"CARPOOL_PORT": "9", "PORT": port})
     assert subprocess.run(healthcheck(), env=nobody, capture_output=True, check=False).returncode != 0
+
+
+def test_the_health_check_knows_a_port_in_the_file(proxy: RunningServer, tmp_path: Path) -> None:
+    """In the folder where it is run, as carpool is; a variable goes before it."""
+    (tmp_path / "config.toml").write_text(f"[server]\nport = {urlsplit(proxy.url).port}\n")
+    for extra, status in (({}, 0), ({"PORT": "9"}, 1)):
+        variables = environment(extra)
+        run = subprocess.run(healthcheck(), env=variables, cwd=tmp_path, capture_output=True, check=False)
+        assert run.returncode == status
 
 
 def test_tei_is_known_to_be_healthy_without_curl(compose: dict[str, Any], upstream: Upstream) -> None:
