@@ -86,6 +86,15 @@ def test_the_password_of_an_upstream_is_not_shown() -> None:
     )
 
 
+def test_config_tells_of_a_variable_that_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the settings, which can be read back all the same."""
+    monkeypatch.setenv("CARPOOL_MAX_BATCHSIZE", "1")
+    result = invoke("config")
+    assert result.exit_code == 0
+    assert "did you mean CARPOOL_MAX_BATCH_SIZE?" in result.stderr
+    assert "max_batch_size = 32" in result.stdout
+
+
 def test_a_flag_may_be_given_for_each_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is a secret is not printed."""
     monkeypatch.setenv("CARPOOL_UPSTREAM_API_KEY", "hush")

@@ -5,6 +5,7 @@ It reads flags and prints; what happens is decided elsewhere. Every setting has 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -29,6 +30,7 @@ from carpool.config import (
     as_toml,
     header_of,
     load_config,
+    unknown_variables,
     without_passwords,
 )
 from carpool.errors import CarpoolError
@@ -40,6 +42,8 @@ from carpool.reload import Reload
 from carpool.server.models import ServedModel
 from carpool.server.run import listen, serve
 from carpool.server.service import Service
+
+logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -82,6 +86,8 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     with one_line_errors():
         config = load_config(file, _given(flags))
         configure_logging(config.server.log_level)
+        for words in unknown_variables():
+            logger.warning(words)
         with listen(config.server.host, config.server.port) as listener:
             for settings in config.models.values():
                 _pull_if_needed(settings, is_only=len(config.models) == 1)
@@ -129,6 +135,8 @@ def config_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Print the effective settings and where each comes from, as a settings file."""
     with one_line_errors():
         click.echo(_as_toml(load_config(file, _given(flags))))
+    for words in unknown_variables():
+        click.echo(f"carpool: {words}", err=True)
 
 
 def _given(flags: dict[str, str | tuple[str, ...] | None]) -> dict[str, str]:

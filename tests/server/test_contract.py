@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -252,6 +253,22 @@ def test_an_upstream_failure_is_502_in_the_envelope_and_500_for_predict(
     }
     assert predicted.status_code == 500
     assert post(server, "/embed", {"input": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize("serve", [carpool_serve, asgi_serve])
+def test_a_misspelt_variable_is_in_the_log(
+    serve: Callable[..., AbstractContextManager[RunningServer]], tmp_path: Path, shared_upstream: Upstream
+) -> None:
+    """Its default holds, which nobody would look for there. Those of a Kubernetes Service do not matter."""
+    extra = {
+        "CARPOOL_MAX_BATCHSIZE": "1",
+        "CARPOOL_SERVICE_HOST": "10.0.0.1",
+        "CARPOOL_PORT_80_TCP": "tcp://a:80",
+    }
+    with serve(tmp_path, extra=extra | {"INFERENCE_URL": shared_upstream.url}) as server:
+        warnings = [line for line in server.log.read_text().splitlines() if '"warning"' in line]
+    (warning,) = [json.loads(line) for line in warnings]
+    assert warning["event"].endswith("MAX_BATCHSIZE is not a setting: did you mean CARPOOL_MAX_BATCH_SIZE?")
 
 
 def test_the_log_is_json_without_payloads_when_it_is_not_a_terminal(
