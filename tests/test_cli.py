@@ -55,6 +55,46 @@ def test_config_prints_every_model(tmp_path: Path) -> None:
     assert written["server"]["default_model"] == "org/b:1"
 
 
+@pytest.mark.parametrize(
+    ("toml", "flags"),
+    [
+        ("", ["--inference-url", "http://h:1"]),
+        ('[models.a]\n[models.b]\ninference_url = "http://b"', []),
+        (r"""model = 'odd "name" in C:\models'""", []),
+    ],
+)
+def test_what_config_prints_can_be_read_back(tmp_path: Path, toml: str, flags: list[str]) -> None:
+    """Of a proxy too, which has no `model`."""
+    (tmp_path / "config.toml").write_text(toml)
+    (tmp_path / "printed.toml").write_text(invoke("config", *flags).stdout)
+    given = {"inference_url": flags[1]} if flags else {}
+    before, after = load_config(flags=given, environment={}), load_config(tmp_path / "printed.toml", {}, {})
+    assert (after.server, after.models) == (before.server, before.models)
+
+
+def test_the_password_of_an_upstream_is_not_shown() -> None:
+    """Neither in the settings nor in an error; what only looks like one stays."""
+    urls = ["http://user:pw@a:1/x", "http://:p@w@b", "http://user@c", "http://d:80/e@f"]
+    result = invoke("config", *[part for url in urls for part in ("--inference-url", url)])
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("inference_url")]
+    shown = '["http://user:***@a:1/x", "http://:***@b", "http://user@c", "http://d:80/e@f"]'
+    assert line == f"inference_url = {shown} # flag --inference-url"
+    twice = ["--inference-url", "http://user:pw@a"] * 2
+    assert (
+        'inference_url = "http://user:***@a,http://user:***@a" names one twice'
+        in invoke("config", *twice).stderr
+    )
+
+
+def test_config_tells_of_a_variable_that_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the settings, which can be read back all the same."""
+    monkeypatch.setenv("CARPOOL_MAX_BATCHSIZE", "1")
+    result = invoke("config")
+    assert result.exit_code == 0
+    assert "did you mean CARPOOL_MAX_BATCH_SIZE?" in result.stderr
+    assert "max_batch_size = 32" in result.stdout
+
+
 def test_a_flag_may_be_given_for_each_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is a secret is not printed."""
     monkeypatch.setenv("CARPOOL_UPSTREAM_API_KEY", "hush")

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from carpool.config import MODEL_SETTINGS, SERVER_SETTINGS, Config, ModelSettings, load_config
+from carpool.config import (
+    MODEL_SETTINGS,
+    SERVER_SETTINGS,
+    Config,
+    ModelSettings,
+    load_config,
+    unknown_variables,
+)
 from carpool.errors import ConfigError
 
 
@@ -249,6 +256,19 @@ def test_a_model_and_an_upstream_exclude_each_other(tmp_path: Path) -> None:
     """Which one was meant cannot be known, so both sources are named."""
     with pytest.raises(ConfigError, match=r"both model \(flag --model\) and inference_url \(environment INF"):
         load(tmp_path, flags={"model": "x"}, environment={"INFERENCE_URL": "http://a"})
+
+
+def test_an_unknown_variable_is_told_with_the_one_that_may_have_been_meant() -> None:
+    """Those that Kubernetes sets for a Service of that name are nobody's mistake."""
+    links = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR"]
+    links += ["METRICS_SERVICE_HOST", "METRICS_PORT_9090_TCP_PROTO"]
+    fine = ["CARPOOL_MAX_BATCH_SIZE", "CARPOOL_LOG_LEVEL", "CARPOOL_CONFIG", "CARPOOL_CACHE", "MAX_BATCHSIZE"]
+    fine += [f"CARPOOL_{link}" for link in links]
+    given = dict.fromkeys([*fine, "CARPOOL_MAX_BATCHSIZE", "CARPOOL_XYZZY"], "1")
+    assert list(unknown_variables(given)) == [
+        "environment CARPOOL_MAX_BATCHSIZE is not a setting: did you mean CARPOOL_MAX_BATCH_SIZE?",
+        "environment CARPOOL_XYZZY is not a setting",
+    ]
 
 
 def test_the_documentation_lists_every_setting_as_it_is() -> None:

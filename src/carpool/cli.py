@@ -5,6 +5,7 @@ It reads flags and prints; what happens is decided elsewhere. Every setting has 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -29,6 +30,8 @@ from carpool.config import (
     as_toml,
     header_of,
     load_config,
+    unknown_variables,
+    without_passwords,
 )
 from carpool.errors import CarpoolError
 from carpool.models import pull as models
@@ -36,8 +39,11 @@ from carpool.models.catalog import CATALOG
 from carpool.models.spec import resolve
 from carpool.observe.log import configure_logging
 from carpool.reload import Reload
+from carpool.server.models import ServedModel
 from carpool.server.run import listen, serve
 from carpool.server.service import Service
+
+logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,6 +86,8 @@ def serve_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     with one_line_errors():
         config = load_config(file, _given(flags))
         configure_logging(config.server.log_level)
+        for words in unknown_variables():
+            logger.warning(words)
         with listen(config.server.host, config.server.port) as listener:
             for settings in config.models.values():
                 _pull_if_needed(settings, is_only=len(config.models) == 1)
@@ -127,6 +135,8 @@ def config_command(file: Path, **flags: str | tuple[str, ...] | None) -> None:
     """Print the effective settings and where each comes from, as a settings file."""
     with one_line_errors():
         click.echo(_as_toml(load_config(file, _given(flags))))
+    for words in unknown_variables():
+        click.echo(f"carpool: {words}", err=True)
 
 
 def _given(flags: dict[str, str | tuple[str, ...] | None]) -> dict[str, str]:
@@ -153,18 +163,32 @@ def _pull(settings: ModelSettings) -> None:
 def _banner(host: str, port: int, service: Service) -> str:
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     reachable = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    header = "-H 'content-type: application/json'"
     lines = [f"carpool {version('carpool')} is serving"]
     lines += [f"  where   {where} (docs at /docs, numbers at /metrics)"]
     is_only = service.models.only is not None
     for model in service.models:
         title = model.title if is_only else f"{model.name}: {model.title}{_not_yet(service, model.name)}"
         lines += [f"  model   {title}", f"  policy  {model.batcher.policy}"]
-    if service.models.default.takes == "data":
-        lines += [f"  try     curl {reachable}/predict {header} -d '{{\"data\": ...}}'"]
-    else:
-        lines += [f'  try     curl {reachable}/embed {header} -d \'{{"input": "What is vector search?"}}\'']
+    route, body = _TRIES[_operation(service.models.default)]
+    lines += [f"  try     curl {reachable}{route} -H 'content-type: application/json' -d '{body}'"]
     return "\n".join(lines)
+
+
+# A request of each operation, by its route.
+_TRIES = {
+    "infer": ("/predict", '{"data": ...}'),
+    "embed": ("/embed", '{"input": "What is vector search?"}'),
+    "rerank": (
+        "/rerank",
+        '{"query": "What is a batch?", "texts": ["Inputs that travel together.", "A fruit."]}',
+    ),
+}
+
+
+def _operation(model: ServedModel) -> str:
+    """One that a model has: the first that it tells of, which a team's own does once it is loaded."""
+    usual = "infer" if model.takes == "data" else "embed"
+    return str(next(iter(model.told().get("can", ())), usual))
 
 
 def _not_yet(service: Service, name: str) -> str:
@@ -174,12 +198,13 @@ def _not_yet(service: Service, name: str) -> str:
 
 
 def _as_toml(config: Config) -> str:
-    """The settings as the file that would give them, each with its source."""
+    """The settings as the file that would give them, each with its source. Of a proxy `model` means nothing."""
     lines = ["[server]"]
     lines += [_toml_line(config, "server", setting, config.server) for setting in SERVER_SETTINGS]
     for name, settings in config.models.items():
         lines += ["", header_of(name)]
-        lines += [_toml_line(config, name, setting, settings) for setting in MODEL_SETTINGS]
+        used = [one for one in MODEL_SETTINGS if one.key != "model" or not settings.inference_url]
+        lines += [_toml_line(config, name, setting, settings) for setting in used]
     return "\n".join(lines)
 
 
@@ -187,4 +212,4 @@ def _toml_line(config: Config, table: str, setting: Setting, settings: object) -
     value, source = getattr(settings, setting.key), config.sources[table, setting.key]
     if setting.rule.secret and value:
         return f"# {setting.key} is set, and not shown: {source}"
-    return f"{setting.key + ' = ' + as_toml(value):<44} # {source}"
+    return f"{setting.key + ' = ' + as_toml(without_passwords(value)):<44} # {source}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -31,6 +32,11 @@ DEFAULT_NAME = "default"  # of the one model that the flat keys describe
 
 # Names stand in paths and in OpenAI's `model`, where "owner/name:tag" is usual.
 _NAME = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+_PASSWORD = re.compile(r"(://[^:@/?#]*):[^/?#]*@")
+_PREFIX = "CARPOOL_"  # of the environment variables
+_NO_SETTINGS = ("CARPOOL_CONFIG", "CARPOOL_CACHE")  # but known all the same
+# What Kubernetes tells of a Service called carpool: CARPOOL_SERVICE_HOST, CARPOOL_PORT_80_TCP_ADDR, ...
+_SERVICE_LINK = re.compile(r"CARPOOL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _EXCLUSIVE = {"model": "inference_url", "inference_url": "model"}
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch")
@@ -236,7 +242,7 @@ class Setting(NamedTuple):
     @property
     def variables(self) -> tuple[Alias, ...]:
         """Its environment variables, the first of which wins."""
-        return (Alias(f"CARPOOL_{self.key.upper()}"), *self.rule.aliases)
+        return (Alias(_PREFIX + self.key.upper()), *self.rule.aliases)
 
 
 def settings_of(table: type) -> Iterator[Setting]:
@@ -290,6 +296,20 @@ def _resolve_model(sources: _Sources, name: str, own: Table, flat: Table, is_onl
     model = ModelSettings(**values)
     _refuse_two_models(model, sources.found[name, "model"], sources.found[name, "inference_url"])
     return model
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """What is to be said of each variable that is named like a setting and is none.
+
+    It is no error, as in a file: who sets variables for a process may not be who runs it.
+    """
+    keys = [setting.key for setting in (*MODEL_SETTINGS, *SERVER_SETTINGS)]
+    known = {*_NO_SETTINGS, *(_PREFIX + key.upper() for key in keys)}
+    for name in environment:
+        if name.startswith(_PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(name):
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX).lower(), keys, n=1)
+            hint = f": did you mean {_PREFIX}{near[0].upper()}?" if near else ""
+            yield f"environment {name} is not a setting{hint}"
 
 
 def differences(before: Config, after: Config) -> set[tuple[str, str]]:
@@ -407,17 +427,24 @@ _TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("fals
 
 
 def _refusal(setting: Setting, value: Any, source: str, problem: str) -> ConfigError:
-    shown = '"..."' if setting.rule.secret else as_toml(value)
+    shown = '"..."' if setting.rule.secret else as_toml(without_passwords(value))
     return ConfigError(f"{source}: {setting.key} = {shown} {problem}", f"allowed: {setting.rule.allowed}")
 
 
 def as_toml(value: Any) -> str:
     """A value as a settings file has it."""
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)  # a JSON text is a TOML text
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_toml, value))}]"
     return str(value).lower() if value is True or value is False else str(value)
+
+
+def without_passwords(value: Any) -> Any:
+    """A value as it may be shown: in a URL, or in each of several, the password is `***`."""
+    if isinstance(value, list | tuple):
+        return [without_passwords(part) for part in value]
+    return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
 def _is_url(text: str) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from carpool.assemble import assemble
-from carpool.config import DEFAULT_FILE, load_config
+from carpool.config import DEFAULT_FILE, load_config, unknown_variables
 from carpool.errors import ConfigError
 from carpool.observe.log import configure_logging
 from carpool.server.app import create_app
+
+logger = logging.getLogger(__name__)
 
 
 def build() -> FastAPI:
@@ -23,6 +26,8 @@ def build() -> FastAPI:
     try:
         config = load_config(Path(os.environ.get("CARPOOL_CONFIG", DEFAULT_FILE)))
         configure_logging(config.server.log_level)
+        for words in unknown_variables():
+            logger.warning(words)
         return create_app(assemble(config))
     except ConfigError as error:
         sys.stderr.write(f"carpool: {error}\n")

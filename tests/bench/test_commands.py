@@ -98,14 +98,44 @@ def test_a_server_that_fails_everything_has_no_figures(server: RunningServer) ->
     assert re.search(r"gave no good answer: \d+ x 405 Method Not Allowed", result.stderr)
 
 
-def test_pictures_without_the_extra_are_refused_before_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+NO_PICTURES = "there will be no pictures: matplotlib is not installed: pip install 'carpool[bench]'"
+
+
+def test_without_the_extra_there_is_everything_but_pictures(
+    monkeypatch: pytest.MonkeyPatch, server: RunningServer, tmp_path: Path
 ) -> None:
-    """With the line that installs it; an hour's run must not end with this."""
+    """The line that installs it is said before the run, and is in the report."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = invoke("http://127.0.0.1:1", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 2
-    assert "matplotlib is not installed: pip install 'carpool[bench]'" in result.stderr
+    out = tmp_path / "out"
+    result = invoke(server.url, "--users", "4", *LOAD, "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith(f"carpool: {NO_PICTURES}\n")
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "results.json"]
+    assert "<p>No pictures: matplotlib is not installed" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "loads", "written"),
+    [
+        (["bench", "compare"], ["--users", "4", "--duration", "1s"], ["comparison.json", "comparison.md"]),
+        (
+            ["tune"],
+            ["--duration", "500ms", "--batch-sizes", "8", "--in-flight", "1", "--most-users", "4"],
+            ["tuned.toml", "tuning.json"],
+        ),
+    ],
+)
+def test_comparing_and_tuning_need_no_pictures_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], loads: list[str], written: list[str]
+) -> None:
+    """The tables and the settings are what they are for."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with Upstream() as upstream:
+        arguments = [*command, upstream.url, *loads, "--late-limit", "10s", "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert NO_PICTURES in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
 
 
 @pytest.fixture(scope="module")

@@ -107,13 +107,18 @@ def test_no_batch_is_larger_than_tei_takes(compose: dict[str, Any], pod: dict[st
 def test_ports_agree(compose: dict[str, Any], pod: dict[str, Any]) -> None:
     """The image exposes what carpool listens on, and everything else leads there."""
     assert ("EXPOSE", str(PORT)) in dockerfile()
-    assert compose["carpool"]["ports"] == [f"3000:{PORT}"]
+    assert compose["carpool"]["ports"] == [f"127.0.0.1:3000:{PORT}"]  # it authenticates nobody
     (port,) = pod["containers"][0]["ports"]
     assert port["containerPort"] == PORT
     service = documents()["Service"]["spec"]
     assert service["ports"] == [{"name": "http", "port": 3000, "targetPort": port["name"]}]
     labels = documents()["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert service["selector"].items() <= labels.items()
+
+
+def test_a_token_is_handed_on_only_where_there_is_one(compose: dict[str, Any]) -> None:
+    """TEI takes an empty one for a token, and sends it."""
+    assert compose["tei"]["environment"] == {"HF_TOKEN": None}
 
 
 def test_carpool_waits_for_a_healthy_tei(compose: dict[str, Any], pod: dict[str, Any]) -> None:
@@ -148,7 +153,9 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 def healthcheck() -> list[str]:
     """The image's health check as a command of this interpreter."""
     (text,) = [text for kind, text in dockerfile() if kind == "HEALTHCHECK"]
-    return [sys.executable, *json.loads(text.partition("CMD ")[2])[1:]]
+    *command, path = json.loads(text.partition("CMD ")[2])
+    (source,) = [text.split()[0] for kind, text in dockerfile() if kind == "COPY" and text.split()[-1] == path]
+    return [sys.executable, *command[1:], str(DEPLOY.parent / source)]
 
 
 def test_the_image_knows_when_it_is_healthy(proxy: RunningServer, upstream: Upstream) -> None:
@@ -157,6 +164,15 @@ def test_the_image_knows_when_it_is_healthy(proxy: RunningServer, upstream: Upst
     assert subprocess.run(healthcheck(), env=environment({"PORT": port}), check=False).returncode == 0
     nobody = environment({"CARPOOL_PORT": "9", "PORT": port})
     assert subprocess.run(healthcheck(), env=nobody, capture_output=True, check=False).returncode != 0
+
+
+def test_the_health_check_knows_a_port_in_the_file(proxy: RunningServer, tmp_path: Path) -> None:
+    """In the folder where it is run, as carpool is; a variable goes before it."""
+    (tmp_path / "config.toml").write_text(f"[server]\nport = {urlsplit(proxy.url).port}\n")
+    for extra, status in (({}, 0), ({"PORT": "9"}, 1)):
+        variables = environment(extra)
+        run = subprocess.run(healthcheck(), env=variables, cwd=tmp_path, capture_output=True, check=False)
+        assert run.returncode == status
 
 
 def test_tei_is_known_to_be_healthy_without_curl(compose: dict[str, Any], upstream: Upstream) -> None:

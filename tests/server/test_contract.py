@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -197,6 +200,20 @@ def has_example(schema: Any) -> bool:
     return False
 
 
+def test_the_page_to_try_it_needs_no_internet(server: RunningServer) -> None:
+    """All that it refers to is here, beside it."""
+    page = server.client.get("/docs").text
+    assert "://" not in page
+    parts = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page)
+    assert len(parts) == 4
+    for part in map("".join, parts):
+        reply = server.client.get(urljoin("/docs", part))
+        assert reply.status_code == 200
+        assert len(reply.content) > 500
+        expected = {"js": "javascript", "css": "text/css", "png": "image/png", "json": "json"}
+        assert expected[part.rpartition(".")[2]] in reply.headers["content-type"]
+
+
 def test_the_documentation_describes_every_route_with_an_example(server: RunningServer) -> None:
     """OpenAPI is served and true, and there is a page to read it."""
     assert server.client.get("/docs").status_code == 200
@@ -236,6 +253,22 @@ def test_an_upstream_failure_is_502_in_the_envelope_and_500_for_predict(
     }
     assert predicted.status_code == 500
     assert post(server, "/embed", {"input": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize("serve", [carpool_serve, asgi_serve])
+def test_a_misspelt_variable_is_in_the_log(
+    serve: Callable[..., AbstractContextManager[RunningServer]], tmp_path: Path, shared_upstream: Upstream
+) -> None:
+    """Its default holds, which nobody would look for there. Those of a Kubernetes Service do not matter."""
+    extra = {
+        "CARPOOL_MAX_BATCHSIZE": "1",
+        "CARPOOL_SERVICE_HOST": "10.0.0.1",
+        "CARPOOL_PORT_80_TCP": "tcp://a:80",
+    }
+    with serve(tmp_path, extra=extra | {"INFERENCE_URL": shared_upstream.url}) as server:
+        warnings = [line for line in server.log.read_text().splitlines() if '"warning"' in line]
+    (warning,) = [json.loads(line) for line in warnings]
+    assert warning["event"].endswith("MAX_BATCHSIZE is not a setting: did you mean CARPOOL_MAX_BATCH_SIZE?")
 
 
 def test_the_log_is_json_without_payloads_when_it_is_not_a_terminal(

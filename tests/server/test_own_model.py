@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +136,17 @@ def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None
         ranks = server.client.post("/rerank", json={"query": "abc", "texts": ["abcdef", "abc"]}).json()
         assert ranks == [{"index": 1, "score": 0.0}, {"index": 0, "score": -3.0}]
         assert server.client.post("/predict", json={"data": 1}).status_code == 422
+
+
+@pytest.mark.parametrize("model", ["Lengths", "Ranks"])
+def test_the_line_to_try_is_one_that_the_model_answers(folder: Path, model: str) -> None:
+    """One without `predict` is not asked at `/predict`."""
+    with carpool_serve(folder, ["--model", f"own_models:{model}"]) as server:
+        (line,) = [line for line in server.banner.splitlines() if line.startswith("  try")]
+        _, curl, url, _, header, _, body = shlex.split(line)
+        assert (curl, header) == ("curl", "content-type: application/json")
+        reply = server.client.post(url, content=body, headers=dict([header.split(": ")]))
+        assert reply.status_code == 200, reply.text
 
 
 def test_a_models_own_price_limits_its_batches_and_fails_one_caller_alone(folder: Path) -> None:

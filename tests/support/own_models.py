@@ -71,6 +71,14 @@ class Divided:
         return [1 / len(text) if text else np.nan for text in texts]
 
 
+class Ranks:
+    """A reranker and nothing else."""
+
+    def rerank(self, query: str, texts: list[str]) -> list[float]:
+        """How near a text's length is to the query's."""
+        return [-abs(len(query) - len(text)) for text in texts]
+
+
 def make_words() -> Words:
     return Words()
 

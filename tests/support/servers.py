@@ -29,6 +29,7 @@ class RunningServer:
     process: subprocess.Popen[bytes]
     client: httpx.Client
     log: Path
+    banner: str = ""  # what it printed
 
     def stop(self) -> int:
         """Ask it to stop, wait until it has, and give its exit status."""
@@ -91,8 +92,9 @@ def carpool_serve(
         ) as process,
     ):
         try:
-            with _client(_printed_url(process, log)) as client:
-                yield RunningServer(str(client.base_url), process, client, log)
+            banner, url = _printed(process, log)
+            with _client(url) as client:
+                yield RunningServer(str(client.base_url), process, client, log, banner)
         finally:
             process.kill()
 
@@ -153,15 +155,16 @@ def _client(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, timeout=START_SECONDS, trust_env=False)
 
 
-def _printed_url(process: subprocess.Popen[bytes], log: Path) -> str:
+def _printed(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """What a server says when it is ready, and where it listens."""
     assert process.stdout is not None
     printed = b""
-    while (found := re.search(rb"where +(http://\S+)", printed)) is None:
+    while not printed.endswith(b"\n") or (found := re.search(rb"where +(http://\S+)", printed)) is None:
         ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
         chunk = os.read(process.stdout.fileno(), 65536) if ready else b""
         assert chunk, f"the server did not start:\n{log.read_text()}"
         printed += chunk
-    return found[1].decode()
+    return printed.decode(), found[1].decode()
 
 
 def _answers(client: httpx.Client) -> bool:

@@ -64,6 +64,12 @@ def one_line_errors() -> Iterator[None]:
         )
 
 
+def _tell_of_pictures() -> None:
+    """Say that there will be none before a long run, so that it can be ended for them, and not after it."""
+    if (missing := plots.missing()) is not None:
+        click.echo(f"carpool: there will be no pictures: {missing}", err=True)
+
+
 @click.group("bench", cls=_Bench)
 def bench() -> None:
     """Measure an inference server: `carpool bench URL`, under a load of your choice.
@@ -125,7 +131,7 @@ def run_command(url: str, out: Path | None, **options: Any) -> None:
     """Put a load on URL and report. URL is a server, whose route the dialect knows, or a route."""
     with one_line_errors():
         if out is not None:
-            plots.check_installed()
+            _tell_of_pictures()
         dialect = options["dialect"] or ("predict" if options["images"] else "native")
         target = Target(url, dialect, options["model"], options["header"])
         requests, what = encode_inputs(target, options)
@@ -212,7 +218,7 @@ def compare_command(
     What follows `--` are more flags for both servers.
     """
     with one_line_errors():
-        plots.check_installed()
+        _tell_of_pictures()
         lengths = (tokens or ("10-50,128,512" if qps else "10-50")).split(",")
         loads = [Load(amount, length) for length in lengths for amount in units.numbers(qps or users)]
         base = Plan(units.seconds(duration) / len(loads), 0.0, late_limit=units.seconds(late_limit))
@@ -249,6 +255,8 @@ def _write_comparison(compared: Sequence[Pair], out: Path, amount: str) -> str:
     heading = "".join(f"- {key}: {value}\n" for key, value in about.items())
     (out / f"{name}.md").write_text(f"{table}\n{heading}", encoding="utf-8")
     report.write_json(out / f"{name}.json", {"machine": about, "loads": as_json(compared)})
+    if plots.missing() is not None:
+        return table
     if amount == "users":
         for picture, figure in draw_production(compared):
             plots.png(figure, out / f"{picture}.png")
@@ -297,7 +305,7 @@ def tune(
     looking where more does not help. What follows `--` are more flags for every server.
     """
     with one_line_errors():
-        plots.check_installed()
+        _tell_of_pictures()
         goal = Goal.parse(text)
         texts = generate_texts(*units.span(tokens))
         flags = [*subject(model_or_url), *arguments]
@@ -358,7 +366,8 @@ def _write_tuning(
     key = "inference_url" if "://" in model_or_url else "model"
     written = as_config(search, goal, line, f'{key} = "{model_or_url}"' if model_or_url else "", about)
     (out / "tuned.toml").write_text(written, encoding="utf-8")
-    plots.png(draw(search, goal), out / "tuning.png")
+    if plots.missing() is None:
+        plots.png(draw(search, goal), out / "tuning.png")
     content = {
         "machine": report.machine(),
         "goal": goal.text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -43,18 +44,16 @@ _LOOK: Any = {
 }
 
 
-def check_installed() -> None:
-    """Raise `MissingExtra` before a long run if its pictures could not be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtra("matplotlib", "bench") from None
+def missing() -> MissingExtra | None:
+    """What keeps pictures from being drawn, with the line that installs it."""
+    return None if find_spec("matplotlib") else MissingExtra("matplotlib", "bench")
 
 
 @contextmanager
 def canvas(columns: int, title: str, width: float = 10.0, height: float = 3.6) -> Iterator[tuple[Figure, Any]]:
     """A figure with panels side by side, in the house style. Raises `MissingExtra`."""
-    check_installed()
+    if (error := missing()) is not None:
+        raise error
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

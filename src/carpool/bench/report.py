@@ -35,12 +35,11 @@ def machine() -> dict[str, Any]:
 
 
 def write(folder: Path, results: Results, about: Mapping[str, Any]) -> None:
-    """Everything about one run. Raises `MissingExtra` before anything is written."""
-    plots.check_installed()
+    """Everything about one run, but for pictures where they cannot be drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"about": about, "machine": machine(), "results": asdict(results)})
     pictures = []
-    for name, figure in plots.draw_run(results):
+    for name, figure in plots.draw_run(results) if plots.missing() is None else ():
         plots.png(figure, folder / f"{name}.png")
         pictures.append((name, plots.svg(figure)))
     (folder / "report.html").write_text(html(results, about, pictures), encoding="utf-8")
@@ -69,6 +68,7 @@ def html(results: Results, about: Mapping[str, Any], pictures: Sequence[tuple[st
         f'{base64.b64encode(content).decode()}">'
         for name, content in pictures
     )
+    images = images or f"<p>No pictures: {escape(str(plots.missing()))}</p>"
     details = {**about, **machine(), "the generator's own lateness, p99": _ms(results.generator.late_p99_ms)}
     details["the generator's share of a core"] = f"{results.generator.cpu_share:.0%}"
     return (

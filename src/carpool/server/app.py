@@ -10,13 +10,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from carpool.errors import CarpoolError, WrongMethod
@@ -46,6 +49,8 @@ def create_app(service: Service) -> FastAPI:
         version=version("carpool"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages have the browser fetch their scripts from the internet
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would cost a client its body, and hide a wrong URL
     )
     routes = batched_routes(service)
@@ -55,6 +60,7 @@ def create_app(service: Service) -> FastAPI:
     for path, (read, summary) in reads.items():
         _add_get(app, path, _reader(path, read), summary, _is_documented(service, path))
     _add_metrics(app, service)
+    _add_docs(app)
     show_answers(app, {path: read for path, (read, _) in reads.items() if _is_documented(service, path)})
     app.add_exception_handler(HTTPException, partial(_refuse, service, {route.path: route for route in routes}))
     app.router.default = partial(_forward, service, app.router.default)
@@ -108,6 +114,30 @@ def _add_metrics(app: FastAPI, service: Service) -> None:
 
     summary = "Prometheus text; with `Accept: application/json` a summary in seconds."
     _add_get(app, "/metrics", read_metrics, summary)
+
+
+def _add_docs(app: FastAPI) -> None:
+    """`/docs`, all of which comes from here. Its URLs are relative, so that it may lie behind a prefix."""
+
+    async def page() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon-32x32.png",
+        )
+
+    def sender(path: str) -> Callable[[], Awaitable[Response]]:
+        async def send() -> Response:
+            return FileResponse(path)
+
+        return send
+
+    _add_get(app, "/docs", page, "This page.", is_documented=False)
+    files = resources.files("fastapi_swagger") / "resources"
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"):
+        _add_get(app, f"/docs/{name}", sender(str(files / name)), "A part of it.", is_documented=False)
 
 
 def _add_get(
