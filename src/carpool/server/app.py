@@ -23,6 +23,7 @@ from carpool.errors import CarpoolError, WrongMethod
 from carpool.observe import metrics
 from carpool.server.documentation import request_body, responses, show_answers
 from carpool.server.models import OWN
+from carpool.server.passthrough import check_whole
 from carpool.server.routes import batched_routes, nearest_dialect, not_found, read_routes
 from carpool.server.service import Service
 from carpool.wire.base import JSON, Reply, Route, json_reply
@@ -154,6 +155,7 @@ async def _read_body(request: Request, service: Service, route: Route) -> bytes:
         length += len(chunk)
         service.check_length(route, length)
         chunks.append(chunk)
+    check_whole(length, request.headers.get("content-length"))
     return b"".join(chunks)
 
 
