@@ -125,6 +125,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._begun = 0  # requests that the parser has seen the start of
         self._held = b""  # a known head with a part of its body
         self._known = Exchange(next(iter(self.lane.routes.values())), keep_alive=True)
+        self._known.more_body = False
         self._serving: Any = None  # whose turn it is, or was last: an Exchange or uvicorn's own
         self._is_advancing = False
         self._last_words: str | None = None  # to a client of whom nothing more can be read
