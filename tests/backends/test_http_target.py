@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from carpool.backends.http.target import Target
+from carpool.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,11 @@ def test_where_it_is_and_who_is_asking(
     assert (target.host, target.port, target.authority) == (host, port, authority)
     assert target.credentials == credentials
     assert "@" not in str(target)
+
+
+@pytest.mark.parametrize("path", ["@127.0.0.2:9940/steal", "*", "elsewhere:80", ":80/x", ".example.com/x", ""])
+def test_what_is_no_path_goes_nowhere(path: str) -> None:
+    """Put behind the host, it could name another one."""
+    for url in ("http://a:80", "http://a/base/embed"):
+        with pytest.raises(BadInput, match="is not a path"):
+            Target.of(url).url(path)

@@ -124,6 +124,7 @@ CONVERSATIONS: dict[str, tuple[bytes, ...]] = {
     "a query": (post(text("a"), path="/embed?x=1"),),
     "an escaped path": (post(text("a"), path="/%65mbed"),),
     "a whole URL": (post(text("a"), path="http://a/embed"),),
+    "an asterisk": (A.replace(b"POST /embed", b"OPTIONS *"), B),
     "a fragment": (post(text("a"), path="/embed#x"),),
     "another path": (post(text("a"), path="/embed/"), B),
     "a method in lower case": (A.replace(b"POST", b"post"),),

@@ -8,6 +8,8 @@ from typing import NamedTuple, Self
 
 from yarl import URL
 
+from carpool.errors import BadInput
+
 _OPENAI = re.compile(r"(?:/v1)?/embeddings/?$")
 _KSERVE = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?/infer/?$")
 _TEI = re.compile(r"/embed/?$")
@@ -61,7 +63,9 @@ class Target(NamedTuple):
         return f"{'https' if self.secure else 'http'}://{self.authority}"
 
     def url(self, path: str, query: str = "") -> str:
-        """Where a path is that is no dialect's."""
+        """Where a path is that is no dialect's. Raises `BadInput` for what is none: it may name a host."""
+        if not path.startswith("/"):
+            raise BadInput(f"the request's target {path!r} is not a path", "allowed: what begins with /")
         queries = "&".join(filter(None, (query, self.query[1:])))
         return f"{self.origin}{self.base}{path}" + (f"?{queries}" if queries else "")
 
