@@ -17,7 +17,9 @@ from aiohttp import web
 
 from carpool.backends.http import HttpBackend
 from carpool.core.replica import Capacity
-from carpool.errors import BackendError, Unreachable
+from carpool.core.request import Request
+from carpool.errors import BackendError, NotFound, Unreachable
+from carpool.runtime.batcher import Batcher
 from carpool.wire.call import Call
 from tests.support.servers import holds_within_a_second
 from tests.support.upstream import vector
@@ -229,6 +231,30 @@ def test_credentials_travel_in_their_header() -> None:
                 assert asked["POST /embed"] == expected
                 assert asked["GET /info"] == ("Bearer secret" if key else expected)
                 await backend.close()
+
+    run(main())
+
+
+def test_a_model_that_is_not_there_is_the_callers_affair() -> None:
+    """However often one asks for it, it counts against no upstream and concerns nobody else."""
+    routes = OPENAI | {"POST /v1/embeddings": lambda body: openai(body) if body["model"] == "m" else 404}
+
+    async def main() -> None:
+        async with serving(routes) as server:
+            backend = HttpBackend(server.url, upstream="openai", model="m")
+            async with Batcher(backend) as batcher:
+                for _ in range(20):
+                    unknown = await ended(batcher, Call.of("embed", model="no"))
+                    assert type(unknown.error) is NotFound
+                assert all(replica.is_up for replica in batcher.replicas())
+                assert (await ended(batcher, None)).error is None
+
+    async def ended(batcher: Batcher[Any, Any], group: Call | None) -> Request:
+        done = asyncio.Event()
+        request = Request([b'"a"'], lambda _: done.set(), group=group)
+        batcher.enqueue(request)
+        await done.wait()
+        return request
 
     run(main())
 

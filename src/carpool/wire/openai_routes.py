@@ -47,7 +47,7 @@ def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
         decode=partial(_decode, model, serves),
         encode=partial(_encode, (), model, False),
         encode_error=encode_error,
-        statuses=(400, 401, 403, 408, 413, 415, 429, 500, 502, 503),
+        statuses=(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503),
         summary="Texts or token ids in, vectors out, as OpenAI has it.",
         request_schema=_REQUEST_SCHEMA,
         response_schema=_RESPONSE_SCHEMA,

@@ -48,9 +48,9 @@ _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query make
 class Prepared(NamedTuple):
     """What all requests of one kind have in common."""
 
+    call: Call
     exchange: Exchange
     head: Any  # as the pool has it
-    is_callers_own: bool  # the credentials, and so the fault where they are refused
 
 
 class HttpBackend:
@@ -185,12 +185,12 @@ class HttpBackend:
         exchange = self.description.dialect.exchange(call)
         path = self.target.path(exchange.path, self.description.dialect.main)
         head = self._pool.prepare(path, headers)  # type: ignore[union-attr]  # see run
-        return Prepared(exchange, head, bool(call.credentials))
+        return Prepared(call, exchange, head)
 
     def _refusal(self, response: Response, prepared: Prepared) -> CarpoolError:
         """The error of a reply that is not 200, from which something may be learned."""
         retry_after = _seconds(response.headers.get("retry-after"))
-        error = decode_refusal(response.status, response.body, retry_after, prepared.is_callers_own)
+        error = decode_refusal(response.status, response.body, retry_after, prepared.call)
         if isinstance(error, BatchTooLarge):
             self._learn_limit(named_limit(words_of(response.body)))
         if isinstance(error, Unreachable | Unavailable):
