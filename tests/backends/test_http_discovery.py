@@ -45,6 +45,8 @@ class Server:
         reply = self.routes.get(asked)
         if callable(reply):
             reply = reply(json.loads(await request.text()))
+        if isinstance(reply, web.Response):
+            return reply
         if isinstance(reply, int) or reply is None:
             return web.Response(status=reply or 404)
         return web.json_response(reply)
@@ -192,6 +194,88 @@ def test_health_that_is_refused_is_trouble_until_it_is_not() -> None:
             while backend.trouble() is not None:
                 await asyncio.sleep(0.01)
             assert backend.capacity.batch_size == 3
+            await backend.close()
+
+    run(main())
+
+
+def test_openais_usual_base_url_is_one() -> None:
+    """Embeddings are under it."""
+
+    async def main() -> None:
+        async with serving(OPENAI) as server:
+            for path in ("/v1", "/v1/"):
+                backend = HttpBackend(server.url + path)
+                await until_described(backend)
+                assert len(await backend.run([b'"a"'])) == 1
+                assert (backend.description.dialect.name, backend.description.model) == ("openai", "m")
+                await backend.close()
+
+    run(main())
+
+
+def test_a_url_without_embeddings_is_trouble_until_they_are_there() -> None:
+    """Though a server answers there, which may have no route for health; what else it serves is forwarded."""
+
+    async def main() -> None:
+        async with serving(TEI) as server:
+            backend = HttpBackend(f"{server.url}/x/embed")
+            await backend.start(lambda: None)
+            while "404 to POST /x/embed" not in str(backend.trouble()):
+                await asyncio.sleep(0.01)
+            assert backend.unreachable() is None
+            with pytest.raises(BackendError, match="404"):
+                await backend.run([b'"a"'])
+            server.routes = TEI | {"POST /x/embed": tei}
+            while backend.trouble() is not None:
+                await asyncio.sleep(0.01)
+            assert len(await backend.run([b'"a"'])) == 1
+            await backend.close()
+
+    run(main())
+
+
+def test_embeddings_that_turn_out_to_be_nowhere_are_trouble() -> None:
+    """Of a base URL that is not asked before: the upstream may be there for what is forwarded."""
+
+    async def main() -> None:
+        async with serving({}) as server:
+            backend = HttpBackend(server.url)
+            await until_described(backend)
+            await asyncio.sleep(0.1)
+            assert [asked for asked, _ in server.heads if "embed" in asked] == []
+            with pytest.raises(BackendError, match="404"):
+                await backend.run([b'"a"'])
+            assert await holds_within_a_second(lambda: "404 to POST /embed" in str(backend.trouble()))
+            await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [400, 401, 405, 422, 500])
+def test_embeddings_that_are_refused_where_none_are_asked_for_are_there(status: int) -> None:
+    """Whatever is said to a question without an input, but that there is nothing."""
+
+    async def main() -> None:
+        async with serving({"POST /v1/embeddings": status}) as server:
+            backend = HttpBackend(f"{server.url}/v1/embeddings")
+            await until_described(backend)
+            assert [asked for asked, _ in server.heads].count("POST /v1/embeddings") == 1
+            await backend.close()
+
+    run(main())
+
+
+def test_a_model_that_is_not_there_is_no_missing_route() -> None:
+    """By its words; so it concerns those alone who ask for it."""
+
+    def refuse(body: Any) -> web.Response:
+        return web.json_response({"error": {"message": "The model `m` does not exist."}}, status=404)
+
+    async def main() -> None:
+        async with serving({"POST /v1/embeddings": refuse}) as server:
+            backend = HttpBackend(f"{server.url}/v1", model="m")
+            await until_described(backend)
             await backend.close()
 
     run(main())

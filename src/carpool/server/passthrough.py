@@ -42,8 +42,8 @@ class Upstream(Protocol):
         """Where a path is, both as they came, with what is escaped still escaped."""
         ...
 
-    def trouble(self) -> str | None:
-        """Why it cannot be used."""
+    def unreachable(self) -> str | None:
+        """Why nothing can be forwarded to it."""
         ...
 
 
@@ -100,7 +100,7 @@ class PassThrough:
         for _ in self._upstreams:
             self._turn += 1
             upstream = self._upstreams[self._turn % len(self._upstreams)]
-            if (trouble := upstream.trouble()) is None:
+            if (trouble := upstream.unreachable()) is None:
                 return upstream
             troubles.append(trouble)
         raise Unavailable("no upstream can be reached", "; ".join(troubles), retry_after=1)

@@ -86,6 +86,8 @@ class HttpBackend:
         self._watching: asyncio.Task[None] | None = None
         self._on_change: Callable[[], None] = lambda: None
         self._trouble: str | None = "the upstream has not answered yet"
+        self._is_in_doubt = bool(self.target.exact)  # whether embeddings are where the URL says
+        self._lacks_embeddings = False  # which is its trouble: it answers
         self._is_described = False
         self._in_flight = 0
         self._was_heard = False  # since it was last looked at
@@ -139,6 +141,10 @@ class HttpBackend:
     def trouble(self) -> str | None:
         """Why the upstream cannot be reached or cannot serve, since it was last looked at."""
         return self._trouble
+
+    def unreachable(self) -> str | None:
+        """Why nothing else can be forwarded to it: it may serve other things than embeddings."""
+        return None if self._lacks_embeddings else self._trouble
 
     async def _within_time(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         if self._timeout is None:
@@ -195,7 +201,14 @@ class HttpBackend:
             self._learn_limit(named_limit(words_of(response.body)))
         if isinstance(error, Unreachable | Unavailable):
             self._look_now.set()
+        if self._is_unknown(response) and prepared.exchange.path == self.description.dialect.main:
+            self._is_in_doubt, self._is_described = True, False
+            self._look_now.set()
         return error
+
+    def _is_unknown(self, response: Response) -> bool:
+        """Whether a reply says that there is nothing at a path; a model that is not there is another matter."""
+        return response.status == 404 and "model" not in words_of(response.body).lower()
 
     def _learn_limit(self, most: int | None) -> None:
         if most is not None and most < (self.capacity.batch_size or most + 1):
@@ -211,6 +224,7 @@ class HttpBackend:
 
     def _set_trouble(self, trouble: str | None) -> None:
         before, self._trouble = self._trouble, trouble
+        self._lacks_embeddings = False
         if trouble is not None:
             self._is_described = False  # whoever comes back may be another version
             self._look_now.set()
@@ -256,9 +270,32 @@ class HttpBackend:
             return
         if not self._is_described:
             self._describe(await discover(self._questions.ask, self._dialect, self._model))
+            if self._is_in_doubt and await self._is_without_embeddings():
+                self._set_trouble(
+                    f"the upstream answered 404 to POST {self._main()}: it has no embeddings there"
+                )
+                self._lacks_embeddings = True
+                return
             self._is_described = True
             self._on_change()
         self._set_trouble(None)
+
+    def _main(self) -> str:
+        main = self.description.dialect.main
+        return self.target.path(main, main)
+
+    async def _is_without_embeddings(self) -> bool:
+        """Whether it says that there is nothing where embeddings should be: the URL is wrong, most likely.
+
+        To a GET there most say 405. Some say 404 to that as well, and are asked for no embeddings at all.
+        """
+        path, nothing = self._main(), self.description.dialect.exchange(EMBED).encode([])
+        try:
+            return self._is_unknown(await self._questions.ask_exactly(path)) and self._is_unknown(
+                await self._questions.ask_exactly(path, nothing)
+            )
+        except BackendError:  # it is busy, or does not like to be asked for nothing
+            return False
 
 
 def _count(tokens: str) -> int:

@@ -32,10 +32,18 @@ class Questions:
         )
 
     async def ask(self, path: str) -> Response:
-        """The reply to a GET. Raises `Unreachable`."""
-        url = URL(self._target.url(path), encoded=True)
+        """The reply to a GET of a path that is no dialect's. Raises `Unreachable`."""
+        return await self._exchange("GET", self._target.url(path))
+
+    async def ask_exactly(self, path: str, body: bytes | None = None) -> Response:
+        """The reply to a GET of a path as `Target.path` gives it, or to a POST of a body."""
+        return await self._exchange("GET" if body is None else "POST", f"{self._target.origin}{path}", body)
+
+    async def _exchange(self, method: str, url: str, body: bytes | None = None) -> Response:
         try:
-            async with self._session.get(url) as response:
+            async with self._session.request(
+                method, URL(url, encoded=True), data=body, allow_redirects=body is None
+            ) as response:
                 return await _whole(response, _LARGEST_ANSWER)
         except (aiohttp.ClientError, OSError) as error:
             reason = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"

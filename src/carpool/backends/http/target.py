@@ -10,6 +10,7 @@ from yarl import URL
 
 from carpool.errors import BadInput
 
+_OPENAI_BASE = re.compile(r"/v1/?$")  # as OpenAI's own clients are given it
 _OPENAI = re.compile(r"(?:/v1)?/embeddings/?$")
 _KSERVE = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?/infer/?$")
 _TEI = re.compile(r"/embed/?$")
@@ -19,7 +20,7 @@ class Target(NamedTuple):
     """An upstream as its URL names it.
 
     A base URL has no `exact` path: embeddings are under it, where its dialect has them. A URL with a path is
-    used as it is; what is not embeddings is beside it, under `base`.
+    used as it is, but for OpenAI's usual `.../v1`; what is not embeddings is beside it, under `base`.
     """
 
     host: str
@@ -38,6 +39,8 @@ class Target(NamedTuple):
         """What a URL says; that it is one has been checked."""
         url = URL(text)
         path = url.raw_path if url.path not in ("", "/") else ""
+        if _OPENAI_BASE.search(path):
+            path = f"{path.rstrip('/')}/embeddings"
         dialect, model, base = _read_path(path)
         host, port = url.raw_host or "", f":{url.explicit_port}" if url.explicit_port else ""
         user = f"{url.user or ''}:{url.password or ''}".encode()
