@@ -125,6 +125,22 @@ def test_kserve_reads_its_terms_from_the_body() -> None:
         route.decode(json.dumps({"inputs": [tensor | {"data": deep, "shape": [1] * 500}]}).encode())
 
 
+@pytest.mark.parametrize(("name", "largest"), [("timeout", 3_600_000_000), ("priority", 4_294_967_295)])
+def test_kserves_terms_are_bounded(name: str, largest: int) -> None:
+    """A timeout by what the header may say: an hour."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    body = json.dumps({"inputs": [tensor], "parameters": {name: 7}})
+    route = kserve_v2_routes.infer("m")
+
+    def ask(number: str) -> Ask:
+        return route.decode(body.replace("7", number).encode())
+
+    assert len(ask(str(largest)).items) == 1
+    for number in (str(largest + 1), "9" * 400, "9" * 5000, "-1"):
+        with pytest.raises(BadInput, match=rf"parameters\.{name}"):
+            ask(number)
+
+
 def binary_ask(tail: bytes, more: Mapping[str, Any] = MappingProxyType({}), **tensor: Any) -> Ask:
     """What a body with these bytes behind its JSON asks for."""
     route = kserve_v2_routes.infer("m")
