@@ -199,6 +199,25 @@ def test_health_that_is_refused_is_trouble_until_it_is_not() -> None:
     run(main())
 
 
+def test_a_models_name_is_escaped_once() -> None:
+    """Whether it comes from the settings or from the URL."""
+    routes = {asked.replace("models/m", "models/my%20model%3F"): answer for asked, answer in KSERVE.items()}
+
+    async def main() -> None:
+        async with serving(routes) as server:
+            for backend in (
+                HttpBackend(server.url, upstream="kserve_v2", model="my model?"),
+                HttpBackend(f"{server.url}/v2/models/my%20model%3F/infer"),
+            ):
+                await until_described(backend)
+                assert backend.capacity == Capacity(batch_size=2)
+                assert len(await backend.run([b'"a"'])) == 1
+                assert backend.description.model == "my model?"
+                await backend.close()
+
+    run(main())
+
+
 def test_openais_usual_base_url_is_one() -> None:
     """Embeddings are under it."""
 

@@ -40,6 +40,7 @@ def test_a_base_url_means_embed_and_a_path_is_used_as_it_is(given: str, used: st
         ("http://a/v1", "openai", "", ""),
         ("http://a/openai/v1/", "openai", "", "/openai"),
         ("http://a/v2/models/minilm/infer", "kserve_v2", "minilm", ""),
+        ("http://a/v2/models/my%20model%2F1/infer", "kserve_v2", "my model/1", ""),
         ("http://a/x/v2/models/minilm/versions/3/infer", "kserve_v2", "minilm", "/x"),
     ],
 )

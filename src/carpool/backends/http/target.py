@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from typing import NamedTuple, Self
+from urllib.parse import unquote
 
 from yarl import URL
 
@@ -83,5 +84,5 @@ def _read_path(path: str) -> tuple[str, str, str]:
     """The dialect of a path, the model that it names, and what it lies under."""
     for dialect, pattern in (("openai", _OPENAI), ("kserve_v2", _KSERVE), ("tei", _TEI)):
         if found := pattern.search(path):
-            return dialect, found.groupdict().get("model", ""), path[: found.start()]
+            return dialect, unquote(found.groupdict().get("model", "")), path[: found.start()]
     return ("tei" if path else ""), "", ""
