@@ -400,6 +400,22 @@ def test_every_operation_reaches_its_own_route() -> None:
     run(main())
 
 
+def test_a_call_with_a_long_text_is_not_kept_prepared() -> None:
+    """As of a rerank, whose query makes a kind of call of its own."""
+
+    async def main() -> None:
+        async with serving(TEI | {"POST /rerank": lambda _: [{"index": 0, "score": 1}]}) as server:
+            backend = HttpBackend(server.url, upstream="tei")
+            await until_described(backend)
+            for query, kept in (("q" * 1000, 1), ("q" * 1001, 1), ("q", 2)):
+                call = Call.of("rerank", credentials="c" * 24, query=query)
+                assert len(await backend.run([b'"a"'], call)) == 1
+                assert backend._prepare_again.cache_info().currsize == kept
+            await backend.close()
+
+    run(main())
+
+
 def test_ipv6() -> None:
     """An address in brackets."""
     try:

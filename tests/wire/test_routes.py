@@ -38,6 +38,16 @@ def said(route: Route, body: bytes, *results: bytes) -> Any:
     return json.loads(b"".join(encode(results, 0.0)))
 
 
+def test_a_callers_long_name_for_a_model_is_not_kept() -> None:
+    """It comes back in the answer, and is forgotten."""
+    kept = openai_routes._encode_end_again.cache_info
+    for length, more in ((256, 1), (257, 0)):
+        before = kept().currsize
+        name = "n" * length
+        assert said(OPENAI, json.dumps({"input": "a", "model": name}).encode(), b"[1]")["model"] == name
+        assert kept().currsize - before == more
+
+
 def test_items_are_the_callers_bytes() -> None:
     """Escapes, blanks and digits stay as they were written."""
     ask = tei_routes.EMBED.decode(b'{"inputs": [ "\\u00e9" ,[1,  2], "x y"]}')

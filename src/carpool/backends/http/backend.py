@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from carpool.backends.http.discovery import assumed, discover
 from carpool.backends.http.ordinary import ProxiedPool, Questions, is_behind_proxy
@@ -43,6 +43,7 @@ _LONGEST_RETRY_AFTER = 86_400  # seconds: who says more does not know
 _MOST_DIGITS = 18  # of a number of tokens: more than that is none
 _LARGEST_REPLY = 256 * 1024**2  # bytes: 1000 vectors of 4096 numbers are a fifth of that
 _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query makes a kind of its own
+_LONGEST_KIND = 1024  # characters of their parameters, which callers choose
 
 
 class Prepared(NamedTuple):
@@ -118,7 +119,7 @@ class HttpBackend:
             raise BackendError("the upstream client is not started", "call start() first")
         if not self._dialect and not self._has_looked.is_set():
             await self._has_looked.wait()  # which of the dialects it speaks is about to be known
-        prepared = self._prepared(EMBED if group is None else group)
+        prepared = self._prepared(cast("Call", EMBED if group is None else group))
         most = self.capacity.batch_size
         if most is None or len(items) + prepared.exchange.extra <= most:
             return await self._within_time(prepared, items)
@@ -181,6 +182,11 @@ class HttpBackend:
             self._look_now.set()  # it may be another version than before
         return results
 
+    def _prepared(self, call: Call) -> Prepared:
+        texts = (value for _, value in call.parameters if isinstance(value, str))
+        size = len(call.credentials) + sum(map(len, texts))
+        return self._prepare_again(call) if size <= _LONGEST_KIND else self._prepare(call)
+
     def _prepare(self, call: Call) -> Prepared:
         """What the requests of one kind of call have in common. Raises `BadInput`."""
         headers = dict(self._headers)
@@ -220,7 +226,7 @@ class HttpBackend:
     def _describe(self, description: Description) -> None:
         self.description = description
         self.capacity = description.capacity
-        self._prepared = lru_cache(_KINDS_OF_CALLS)(self._prepare)
+        self._prepare_again = lru_cache(_KINDS_OF_CALLS)(self._prepare)
 
     def _set_trouble(self, trouble: str | None) -> None:
         before, self._trouble = self._trouble, trouble
