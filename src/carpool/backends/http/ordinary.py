@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import aiohttp
 from yarl import URL
 
-from carpool.backends.http.pool import CONNECT_SECONDS, CannotConnect
+from carpool.backends.http.pool import CONNECT_SECONDS, CannotConnect, words_of_failure
 from carpool.backends.http.reply import Response, too_large
 from carpool.backends.http.target import Target
 from carpool.errors import Unreachable
@@ -46,7 +46,7 @@ class Questions:
             ) as response:
                 return await _whole(response, _LARGEST_ANSWER)
         except (aiohttp.ClientError, OSError) as error:
-            reason = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+            reason = words_of_failure(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             raise Unreachable(f"the upstream cannot be reached at {self._target}", reason) from error
 
     async def close(self) -> None:
@@ -77,7 +77,8 @@ class ProxiedPool:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 return await _whole(response, self._largest)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise CannotConnect(f"the upstream cannot be reached at {self._target}", str(error)) from error
+            reason = words_of_failure(error)
+            raise CannotConnect(f"the upstream cannot be reached at {self._target}", reason) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(
                 "the connection to the upstream broke", f"{type(error).__name__}: {error}"
