@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import socket
@@ -136,6 +137,11 @@ CONVERSATIONS: dict[str, tuple[bytes, ...]] = {
     "blank": (post(text(" ")) + post(text(" ")) + A,),
     "two hundred that are refused": (post(text(" ")) * 200 + A,),
     "another type": (post(text("a"), "content-type: text/plain") + A,),
+    **{
+        f"encoded: {coding}": (post(gzip.compress(text("a")), f"content-encoding: {coding}") + A, B)
+        for coding in ("gzip", "deflate", "x-unknown", "identity, gzip")
+    },
+    "not encoded, and said so": (post(text("a"), "Content-Encoding: Identity") + A, B),
     "two types": (post(text("a"), "content-type: application/json", "content-type: text/plain"), A),
     "a bad header": (post(text("a"), "x-priority: urgent") + post(text("a"), "x-priority: high"),),
     "predict": (post(b'{"data":"a"}', path="/predict") + post(b'{"data":3}', path="/predict"),),
