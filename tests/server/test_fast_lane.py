@@ -338,6 +338,28 @@ def test_what_is_known_by_its_bytes_is_a_head_where_one_can_stand(
     run(main())
 
 
+@LOOPS
+@pytest.mark.parametrize("before", [KNOWN, post(text("word"), "x-trace: 1")], ids=["known", "new"])
+def test_what_cannot_be_parsed_does_not_overtake_an_answer(new_loop: Callable[[], Any], before: bytes) -> None:
+    """Whichever way the head of the request in front of it was read."""
+
+    async def main() -> None:
+        async with lane(Echo()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(KNOWN)
+            assert (await read_reply(reader))[0] == 200
+            (connection,) = server.connections
+            server.backend.gate.clear()
+            connection.data_received(before)
+            connection.data_received(b"\x00garbage")
+            server.backend.gate.set()
+            assert [(await read_reply(reader))[0] for _ in range(2)] == [200, 400]
+            assert await reader.read() == b""
+            writer.close()
+
+    run(main(), new_loop)
+
+
 def test_a_head_is_known_whatever_the_length_of_its_body() -> None:
     """As long as it is a length that may be served, and the only one."""
 
