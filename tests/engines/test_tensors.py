@@ -65,9 +65,11 @@ def test_several_outputs_are_an_object(tmp_path: Path, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_cannot_be_served_is_said(tmp_path: Path, engine: str) -> None:
-    """Two inputs, no file, no ONNX."""
+    """Two inputs, none, no file, no ONNX."""
     with pytest.raises(ModelError, match="takes 2 inputs: x0, x1: allowed: one"):
         load_onnx(write(tmp_path, tiny_onnx.doubled("n", 1, inputs=2)), engine)
+    with pytest.raises(ModelError, match=r"takes 0 inputs.*allowed: one"):
+        load_onnx(write(tmp_path, tiny_onnx.constant()), engine)
     with pytest.raises(ModelError, match="is not an ONNX model"):
         load_onnx(write(tmp_path, b"?"), engine)
     with pytest.raises(ModelError, match="does not exist"):
@@ -96,6 +98,14 @@ def test_numbers_of_32_bits_and_less_stay_on_openvino(tmp_path: Path) -> None:
         model = load_onnx(write(tmp_path, tiny_onnx.same(dtype, "n", 2)))
         assert "openvino" in str(model.info["engine"])
         assert model.info["input_dtype"] == dtype
+
+
+@pytest.mark.parametrize("dtype", [name for name in tiny_onnx.ELEMENTS if name not in ("str", "bfloat16")])
+def test_onnx_runtime_takes_all_types_of_numbers_that_numpy_has(tmp_path: Path, dtype: str) -> None:
+    """Each as it is."""
+    model = load_onnx(write(tmp_path, tiny_onnx.same(dtype, "n", 2)), "onnxruntime")
+    assert model.info["input_dtype"] == dtype
+    assert infer(model, [0, 1]) == [[0, 1]]
 
 
 @pytest.mark.parametrize("dtype", ["str", "bfloat16", "uint32", "uint64"])

@@ -89,6 +89,12 @@ def same(dtype: str, *shape: int | str) -> bytes:
     return _whole(graph + _shaped(11, "x", shape, element) + _shaped(12, "y", shape, element))
 
 
+def constant() -> bytes:
+    """A network that takes nothing."""
+    graph = _tensor("c", np.ones(2, dtype=np.float32), _FLOAT) + _node("Identity", ["c"], "y")
+    return _whole(graph + _field(2, b"tiny") + _shaped(12, "y", (2,)))
+
+
 def _shaped(field: int, name: str, shape: tuple[int | str, ...], element: int = _FLOAT) -> bytes:
     sizes = [_number(1, size) if isinstance(size, int) else _field(2, size.encode()) for size in shape]
     tensor = _number(1, element) + _field(2, b"".join(_field(1, size) for size in sizes))

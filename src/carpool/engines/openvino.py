@@ -59,7 +59,7 @@ class OpenVinoSession:
         self.engine = _engine()
         self.inputs = frozenset(port.any_name for port in compiled.inputs)
         self.streams = streams
-        self._output = choose_output([_name(port, place) for place, port in enumerate(compiled.outputs)])
+        self._output = choose_output(_names(compiled.outputs))
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._idle.put(compiled.create_infer_request())
@@ -160,7 +160,7 @@ class OpenVinoNetwork:
         self.batch: int | None = sizes[0]
         self.shape = tuple(sizes[1:])
         self.dtype = (_DTYPES | _NARROWED)[port.element_type.get_type_name()]
-        self._names = [_name(port, place) for place, port in enumerate(compiled.outputs)]
+        self._names = _names(compiled.outputs)
         self._request = compiled.create_infer_request()
 
     def run(self, batch: Array) -> Any:
@@ -182,7 +182,7 @@ def is_exact(model: Path) -> bool:
 def open_network(model: Any, threads: int) -> OpenVinoNetwork:
     """Compile a network: the path of an ONNX file, or a model that OpenVINO has converted."""
     compiled = _compile(model, str(model), threads)
-    one_input(str(model), [port.any_name for port in compiled.inputs] if len(compiled.inputs) > 1 else [""])
+    one_input(str(model), _names(compiled.inputs))
     if compiled.inputs[0].partial_shape.rank.is_dynamic or not len(compiled.inputs[0].partial_shape):
         raise ModelError(f"{model} takes a tensor without a batch dimension", "expected [batch, ...]")
     kind = compiled.inputs[0].element_type.get_type_name()
@@ -219,8 +219,9 @@ def _engine() -> str:
     return f"openvino {openvino.__version__.partition('-')[0]}"
 
 
-def _name(port: Any, place: int) -> str:
-    return str(port.any_name) if port.names else f"output_{place}"  # converted ones may have none
+def _names(ports: Sequence[Any]) -> list[str]:
+    """Names of inputs or outputs; converted networks may have none."""
+    return [str(port.any_name) if port.names else f"output_{place}" for place, port in enumerate(ports)]
 
 
 def _compile(model: Any, name: str, threads: int, streams: int = 1) -> Any:
