@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,41 @@ def test_resnet18_without_weights_is_served_from_transformers() -> None:
             vision.load("mobilenet_v2", weights="none")
     else:
         pytest.skip("torchvision is installed")
+
+
+class Torchvision(ModuleType):
+    """What is used of the library, with a classifier that has weights of its own."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__("torchvision")
+        preset = {"crop_size": [4], "resize_size": [5], "mean": (0, 0, 0), "std": (1, 1, 1)} | told
+        trained = SimpleNamespace(transforms=lambda: SimpleNamespace(**preset))
+        self.models = ModuleType("models")
+        self.models.__dict__.update(
+            list_models=lambda module: ["tiny"],
+            get_model_weights=lambda name: SimpleNamespace(DEFAULT=trained),
+            get_model=lambda name, weights: tiny_torch.Tiny(),
+        )
+
+
+def test_weights_that_are_not_the_models_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which keys are missing, and which nobody knows; not all of them."""
+    monkeypatch.setitem(sys.modules, "torchvision", Torchvision())
+    state = tiny_torch.Tiny().state_dict()
+    path = tmp_path / "state.pth"
+    torch.save(state, path)
+    assert np.array(infer(vision.load("tiny", str(path)), *INPUTS)) == pytest.approx(
+        expected(tiny_torch.Tiny()), abs=1e-5
+    )
+    del state["head.bias"]
+    torch.save(state | {f"layer{place}.weight": torch.zeros(1) for place in range(100)}, path)
+    with pytest.raises(
+        ModelError, match=r'weights of tiny: Missing.* "head\.bias"\. Unexpected.* "layer0'
+    ) as info:
+        vision.load("tiny", str(path))
+    assert len(str(info.value)) < 600
+    path.write_bytes(b"hello")
+    with pytest.raises(ModelError, match=r"state\.pth is no file of weights: expected what torch\.save"):
+        vision.load("tiny", str(path))
+    with pytest.raises(ModelError, match=r"no\.pth does not exist"):
+        vision.load("tiny", str(tmp_path / "no.pth"))

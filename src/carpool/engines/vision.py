@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -66,16 +67,29 @@ def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, P
         detail = f"{error}; give a file (?weights=FILE.pth), or try the load alone (?weights=none)"
         raise ModelError(f"the trained weights of {name} cannot be fetched", detail) from error
     if weights not in ("", "none"):
-        _read_weights(module, Path(weights))
+        _read_weights(module, name, Path(weights))
     told = trained.transforms()
     return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std))
 
 
-def _read_weights(module: Any, file: Path) -> None:
+def _read_weights(module: Any, name: str, file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist", "expected a file of weights")
     try:
-        module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # no file, another file, another model's
-        raise ModelError(f"{file} does not hold the weights", str(error).partition("\n")[0]) from error
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the library raises what it pleases, of which a KeyError says the least
+        detail = "expected what torch.save(module.state_dict(), FILE) writes"
+        raise ModelError(f"{file} is no file of weights", detail) from error
+    try:
+        module.load_state_dict(weights)
+    except Exception as error:  # another model's, or something else
+        raise ModelError(f"{file} does not hold the weights of {name}", _told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """The first lines below the heading, shortened: which keys are missing, and which nobody knows."""
+    heading, *lines = str(error).splitlines()
+    return " ".join(shorten(line, 200, placeholder=" ...") for line in lines[:3]) or heading
 
 
 def _resnet(name: str, missing: str) -> Any:
