@@ -6,12 +6,15 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
-
 from carpool.engines.python_model import PythonModel
 from carpool.engines.tensors import Picture
 from carpool.engines.torch_files import from_module, network_options
-from carpool.errors import ModelError
+from carpool.errors import MissingExtra, ModelError
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtra("torch", "torch") from error
 
 # The ResNets that transformers builds as well: the blocks of each stage, and of which kind they are.
 _RESNETS: dict[str, tuple[list[int], str]] = {
