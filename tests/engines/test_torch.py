@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -142,22 +143,39 @@ def test_differences_are_parts_of_the_expected_length() -> None:
     assert converted.difference(one, one[:1]) == float("inf")
 
 
-def test_resnet18_without_weights_is_served_from_transformers() -> None:
+def test_resnet18_without_weights_is_served_from_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torchvision is missing; the trained weights are then refused with what to install."""
     pytest.importorskip("transformers")
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        model = vision.load("resnet18", weights="none")
-        picture = np.random.default_rng(0).random((3, 224, 224))
-        (logits,) = infer(model, picture)
-        assert len(logits) == 1000
-        with pytest.raises(ModelError, match=r"comes with torchvision, and it .*pip install torchvision"):
-            vision.load("resnet18")
-        with pytest.raises(ModelError, match=r"pip install torchvision$"):
-            vision.load("mobilenet_v2", weights="none")
-    else:
-        pytest.skip("torchvision is installed")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    model = vision.load("resnet18", weights="none")
+    picture = np.random.default_rng(0).random((3, 224, 224))
+    (logits,) = infer(model, picture)
+    assert len(logits) == 1000
+    message = (
+        "resnet18 comes with torchvision, which is not installed: pip install torchvision; to try .*transform"
+    )
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18", weights="none")
+    with pytest.raises(ModelError, match=r"pip install torchvision$"):
+        vision.load("mobilenet_v2", weights="none")
+
+
+def test_a_torchvision_for_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To install it would change nothing; and it takes transformers' classifiers with it."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    torch_version = re.escape(torch.__version__)
+    pair = rf"torchvision 0\.1 does not go with torch {torch_version} \(operator .*\): install the two"
+    for name, weights in (("resnet18", ""), ("resnet18", "none"), ("vit_b_16", "")):
+        with pytest.raises(ModelError, match=f"{name} comes with torchvision, and {pair}"):
+            vision.load(name, weights)
 
 
 class Torchvision(ModuleType):
