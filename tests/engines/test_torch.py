@@ -120,6 +120,13 @@ def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> N
     assert np.array(infer(model, INPUTS[0])) == pytest.approx(expected(module)[:1], abs=0.05)
 
 
+def test_on_openvino_an_exported_program_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
+    """As any other module."""
+    path = tiny_torch.export(tiny_torch.Tiny(), tmp_path / "tiny.pt2")
+    model = torch_files.load(path, "openvino")
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=0.05)
+
+
 def test_a_conversion_that_is_off_is_refused_with_the_difference() -> None:
     """Here the trace has frozen the number of rows."""
     with pytest.raises(ModelError, match=r"frozen on OpenVINO differs from torch by 0\.33"):

@@ -107,4 +107,6 @@ def _exported(file: Path) -> tuple[Any, Shape]:
             f"{file} takes the shape {list(value.shape)}",
             "export it with dynamic_shapes, so that its first size, the batch, may be any",
         )
-    return program.module(), tuple([size if isinstance(size, int) else None for size in value.shape[1:]])
+    module = program.module()
+    module.eval = lambda: module  # OpenVINO's converter calls it, and torch's own raises
+    return module, tuple([size if isinstance(size, int) else None for size in value.shape[1:]])
