@@ -59,6 +59,33 @@ def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:
         torch_files.load(frozen)
 
 
+def test_networks_on_whole_numbers_are_served(tmp_path: Path) -> None:
+    """An exported program says its type, a TorchScript file is told, and OpenVINO gives the same."""
+    ids = [[1, 2, 3, 4], [9, 9, 0, 5]]
+    with torch.inference_mode():
+        wanted = tiny_torch.Lookup()(torch.tensor(ids)).numpy()
+    exported = tiny_torch.export(tiny_torch.Lookup(), tmp_path / "ids.pt2", example=tiny_torch.IDS)
+    script = tiny_torch.script(tiny_torch.Lookup(), tmp_path / "ids.pt", tiny_torch.IDS)
+    told = {"shape": "4", "dtype": "int64"}
+    for model in (torch_files.load(exported), torch_files.load(script, **told)):
+        assert model.info["input_dtype"] == "int64"
+        assert np.array(infer(model, *ids)) == pytest.approx(wanted, abs=1e-6)
+    for model in (torch_files.load(exported, "openvino"), torch_files.load(script, "openvino", **told)):
+        assert np.array(infer(model, *ids)) == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_type_that_numpy_does_not_have_is_refused(tmp_path: Path) -> None:
+    """With those that it does have."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=r"tiny\.pt cannot take bfloat16: allowed: float32, .*int64"):
+        torch_files.load(path, dtype="bfloat16")
+    path = tiny_torch.export(
+        tiny_torch.Tiny().bfloat16(), tmp_path / "tiny.pt2", example=(tiny_torch.EXAMPLE[0].bfloat16(),)
+    )
+    with pytest.raises(ModelError, match=r"tiny\.pt2 cannot take bfloat16: allowed: float32"):
+        torch_files.load(path)
+
+
 @pytest.mark.parametrize("name", ["x.pt", "x.pt2"])
 def test_a_file_that_holds_no_network_is_said(tmp_path: Path, name: str) -> None:
     """A state dict, most often."""

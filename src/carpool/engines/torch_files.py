@@ -18,6 +18,10 @@ except ImportError as error:
 if TYPE_CHECKING:
     from carpool.engines.payloads import Shape
 
+# The types of tensors that numpy has as well.
+_WHOLE = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
+_DTYPES = ("float32", "float64", "float16", *_WHOLE)
+
 # As a SPEC's options write them.
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
@@ -27,20 +31,26 @@ def load(
     engine: str = "auto",
     device: str = "cpu",
     shape: str = "",
+    dtype: str = "",
     image: str = "",
     **options: str,
 ) -> PythonModel:
     """The network in a TorchScript file or a `torch.export` archive, ready and warm.
 
-    A TorchScript file does not say what it takes: `shape` does, `3,224,224`. The other `options` are those of
-    every network on torch.
+    A TorchScript file does not say what it takes: `shape` does, `3,224,224`, and `dtype`, where that is not
+    float32. The other `options` are those of every network on torch.
     """
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"{path} does not exist", "expected a TorchScript or torch.export file")
-    module, own = _exported(file) if file.suffix == ".pt2" else (_script(file, device), None)
-    wanted = _shape(shape) if shape else own
-    return from_module(module, wanted, file.name, engine, picture(image), **network_options(device, **options))
+    run_on = network_options(device, **options)
+    if file.suffix == ".pt2":
+        module, own, run_on["dtype"] = _exported(file)
+    else:
+        module, own, run_on["dtype"] = _script(file, device), None, dtype or "float32"
+    if run_on["dtype"] not in _DTYPES:
+        raise ModelError(f"{file.name} cannot take {run_on['dtype']}", f"allowed: {', '.join(_DTYPES)}")
+    return from_module(module, _shape(shape) if shape else own, file.name, engine, picture(image), **run_on)
 
 
 def from_module(
@@ -94,7 +104,8 @@ def _script(file: Path, device: str) -> Any:
         raise ModelError(f"{file} is not a TorchScript file", detail) from error
 
 
-def _exported(file: Path) -> tuple[Any, Shape]:
+def _exported(file: Path) -> tuple[Any, Shape, str]:
+    """The module, and the shape and the type of its input."""
     try:
         program = torch.export.load(str(file))
     except Exception as error:  # whatever is wrong with a zip file, its pickles or its schema
@@ -109,4 +120,5 @@ def _exported(file: Path) -> tuple[Any, Shape]:
         )
     module = program.module()
     module.eval = lambda: module  # OpenVINO's converter calls it, and torch's own raises
-    return module, tuple([size if isinstance(size, int) else None for size in value.shape[1:]])
+    shape = tuple([size if isinstance(size, int) else None for size in value.shape[1:]])
+    return module, shape, str(value.dtype).removeprefix("torch.")
