@@ -38,14 +38,19 @@ def expected(module: Any) -> Any:
         return module.eval()(torch.from_numpy(INPUTS)).numpy()
 
 
-def test_a_torchscript_file_is_served_with_the_shape_it_is_given(tmp_path: Path) -> None:
-    """It does not say one itself; without one, torch says what is wrong."""
+def test_a_torchscript_file_is_served_with_the_shape_it_is_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not say one itself; without one torch says what is wrong, and the log what to pass."""
     path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
     model = torch_files.load(path, shape="3,4,4")
     *results, wrong = infer(model, *INPUTS, [1, 2])
     assert np.array(results) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
     assert isinstance(wrong, BadInput)
+    assert "does not say the shape" not in caplog.text
     assert np.array(infer(torch_files.load(path), *INPUTS)) == pytest.approx(np.array(results), abs=1e-5)
+    assert "tiny.pt does not say the shape of its input" in caplog.text
+    assert "pass tiny.pt?shape=3,224,224" in caplog.text
 
 
 def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from carpool.engines.payloads import Shape
+
+logger = logging.getLogger(__name__)
 
 # The types of tensors that numpy has as well.
 _WHOLE = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
@@ -50,7 +53,15 @@ def load(
         module, own, run_on["dtype"] = _script(file, device), None, dtype or "float32"
     if run_on["dtype"] not in _DTYPES:
         raise ModelError(f"{file.name} cannot take {run_on['dtype']}", f"allowed: {', '.join(_DTYPES)}")
-    return from_module(module, _shape(shape) if shape else own, file.name, engine, picture(image), **run_on)
+    wanted = _shape(shape) if shape else own
+    if wanted is None:
+        logger.warning(
+            "%s does not say the shape of its input, so a wrong one is not told from an error of the model: "
+            "pass %s?shape=3,224,224, with any for a size that may be any",
+            file.name,
+            file.name,
+        )
+    return from_module(module, wanted, file.name, engine, picture(image), **run_on)
 
 
 def from_module(
