@@ -75,7 +75,7 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
 # By its suffix: what loads a file, and the options that this takes.
 _FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     ".onnx": (_ONNX, ("image",)),
-    ".pt": (_TORCH, ("shape", "image", *_TORCH_OPTIONS)),
+    ".pt": (_TORCH, ("shape", "dtype", "image", *_TORCH_OPTIONS)),
     ".pt2": (_TORCH, ("image", *_TORCH_OPTIONS)),
 }
 
