@@ -93,7 +93,7 @@ def test_a_failing_batch_gives_each_caller_an_error_of_its_own() -> None:
     assert [type(error) for error in errors] == [BatchFailed, BatchFailed]
     assert errors[0] is not errors[1]
     assert [error.__cause__ for error in errors] == [cause, cause]
-    assert str(errors[0]) == "the model raised RuntimeError"
+    assert str(errors[0]) == "the model raised RuntimeError: out of luck"
 
 
 @pytest.mark.parametrize("outcome", [["A"], ["A", "B", "C"], []])

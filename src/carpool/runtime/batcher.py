@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Generic, Never, Self, TypeVar, cast
 
 from carpool.backends.base import Backend
-from carpool.backends.callable import BatchFunction, CallableBackend
+from carpool.backends.callable import BatchFunction, CallableBackend, batch_error
 from carpool.core.batch import Batch
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
@@ -24,8 +24,6 @@ from carpool.core.scheduler import Scheduler, SchedulerStatistics
 from carpool.errors import (
     Abandoned,
     BackendError,
-    BatchFailed,
-    BatchTooLarge,
     CarpoolError,
     ShuttingDown,
     Unreachable,
@@ -395,10 +393,7 @@ class Batcher(Generic[In, Out]):
         except CarpoolError as error:
             return error
         except Exception as error:
-            kind = BatchTooLarge if isinstance(error, MemoryError) else BatchFailed
-            failure = kind(f"the model raised {type(error).__name__}")
-            failure.__cause__ = error
-            return failure
+            return batch_error(error)
 
     def _now(self) -> float:
         if self._clock is None:
