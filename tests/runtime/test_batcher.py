@@ -13,7 +13,7 @@ import uvloop
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.replica import Capacity
 from carpool.core.request import Request
-from carpool.errors import Abandoned, ShuttingDown, Unreachable
+from carpool.errors import Abandoned, BadInput, CarpoolError, ShuttingDown, Unreachable
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, ReplicaStatus, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
 
@@ -122,6 +122,43 @@ def test_an_items_own_error_is_raised_to_its_caller_alone() -> None:
     assert good == "A"
     assert isinstance(missing, KeyError)
     assert isinstance(stopped, BackendError)
+
+
+class NoSuchWord(BadInput):
+    """An error as users write them: its text is made of what it is told."""
+
+    def __init__(self, *, word: str, place: int) -> None:
+        super().__init__(f"no such word: {word}", f"at {place}")
+        self.place = place
+
+
+class Wilful(BadInput):
+    """One that cannot even be made without what it asks for."""
+
+    def __new__(cls, *, word: str) -> Wilful:
+        return super().__new__(cls, word)
+
+    def __init__(self, *, word: str) -> None:
+        super().__init__(word)
+        self.args = (word, word)
+
+
+@pytest.mark.parametrize("error", [NoSuchWord(word="xyz", place=7), Wilful(word="xyz")])
+@pytest.mark.parametrize("is_item", [False, True])
+def test_a_users_own_class_of_error_arrives(error: CarpoolError, is_item: bool) -> None:
+    """Raised, or in the list; each caller has one of its own if it can be copied."""
+    backend = FakeBackend()
+    backend.outcomes = [[error, error]] if is_item else [error]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*map(batcher.submit, "ab"), return_exceptions=True)
+
+    first, second = run(main())
+    assert type(first) is type(second) is type(error)
+    assert str(first) == str(second) == str(error)
+    assert vars(first) == vars(error)
+    assert (first is second) == isinstance(error, Wilful)
 
 
 def test_a_cancelled_caller_is_not_run_and_its_companions_are() -> None:

@@ -7,7 +7,6 @@ are seen together. All calls come from the loop's own thread; `blocking.py` is t
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
@@ -475,11 +474,18 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 def _one_callers_own(error: BaseException) -> BaseException:
-    """An exception that only this caller raises: raising one object in many tasks mixes their tracebacks."""
+    """An exception that only this caller raises: raising one object in many tasks mixes their tracebacks.
+
+    The class may be a user's own, whose `__init__` takes what it likes; `copy` would call it with `args`.
+    """
     if isinstance(error, StopIteration):  # which a future refuses to carry
         error = BackendError("the model raised StopIteration")
     if not isinstance(error, CarpoolError):
         return error
-    own = copy.copy(error)
+    try:
+        own = type(error).__new__(type(error), *error.args)
+        own.__dict__.update(error.__dict__)
+    except Exception:  # its `__new__` takes something else: shared is better than lost
+        return error
     own.__cause__ = error.__cause__
     return own
