@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Hashable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -122,6 +123,76 @@ def test_an_items_own_error_is_raised_to_its_caller_alone() -> None:
     assert good == "A"
     assert isinstance(missing, KeyError)
     assert isinstance(stopped, BackendError)
+
+
+class Unusual(BaseException):
+    """Such as trio's and pytest's own."""
+
+
+async def inner_task_is_cancelled() -> None:
+    inner = asyncio.create_task(asyncio.sleep(1.0))
+    inner.cancel()
+    await inner
+
+
+async def exits() -> None:
+    sys.exit(3)
+
+
+async def is_unusual() -> None:
+    raise Unusual
+
+
+@pytest.mark.parametrize("trouble", [inner_task_is_cancelled, exits, is_unusual])
+def test_whatever_an_async_function_raises_is_the_error_of_the_bad_input(
+    trouble: Callable[[], Awaitable[None]],
+) -> None:
+    """The program goes on, and the batch is searched for the input that is to blame."""
+
+    async def function(items: list[str]) -> list[str]:
+        if "bad" in items:
+            await trouble()
+        return items
+
+    async def main() -> list[Any]:
+        async with Batcher(function) as batcher:
+            return await asyncio.gather(*map(batcher.submit, ["a", "bad", "b"]), return_exceptions=True)
+
+    first, refused, last = run(main())
+    assert (first, last) == ("a", "b")
+    assert isinstance(refused, BatchFailed)
+
+
+@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_an_items_own_error_ends_nothing_else(error: BaseException) -> None:
+    """It was computed, and nobody has pressed Ctrl-C."""
+    backend = FakeBackend()
+    backend.outcomes = [["A", error]]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*map(batcher.submit, "ab"), return_exceptions=True)
+
+    good, failed = run(main())
+    assert good == "A"
+    assert isinstance(failed, BatchFailed)
+    assert failed.__cause__ is error
+
+
+def test_ctrl_c_ends_the_program_while_a_function_runs() -> None:
+    """In the main thread, where it comes to; who waits is told."""
+    backend = FakeBackend()
+    backend.outcomes = [KeyboardInterrupt()]
+    delivered: list[Request] = []
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(backend)
+        batcher.enqueue(Request(["a"], delivered.append))
+        await asyncio.sleep(1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
+    assert [type(request.error) for request in delivered] == [ShuttingDown]
 
 
 class NoSuchWord(BadInput):

@@ -143,3 +143,25 @@ def test_a_blocking_caller_can_give_up() -> None:
             batcher("a", timeout=0.01)
         release.set()
         assert batcher("b", timeout=10) == "b"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_function_that_exits_does_not_end_the_thread_of_the_blocking_facade(
+    error: BaseException, is_async: bool
+) -> None:
+    """Its caller gets an error and the next call is served."""
+
+    def exits(items: list[str]) -> list[str]:
+        if "bad" in items:
+            raise error
+        return items
+
+    async def exits_too(items: list[str]) -> list[str]:
+        return exits(items)
+
+    batcher = carpool.BlockingBatcher(exits_too if is_async else exits)
+    with pytest.raises(BackendError, match=type(error).__name__):
+        batcher("bad", timeout=10)
+    assert batcher("a", timeout=10) == "a"
+    batcher.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from types import TracebackType
@@ -350,7 +351,7 @@ class Batcher(Generic[In, Out]):
         """Have the backend run a batch. One that is no coroutine sends it before anything else is done."""
         try:
             return self._backends[batch.replica].run(batch.items, batch.group)
-        except Exception as error:
+        except BaseException as error:
             return _raise(error)
 
     async def _run(self, batch: Batch, running: Awaitable[Sequence[Out]]) -> None:
@@ -382,16 +383,21 @@ class Batcher(Generic[In, Out]):
     async def _outcome(self, running: Awaitable[Sequence[Out]]) -> Sequence[Out] | BaseException:
         try:
             return await running
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task not in self._overdue or task is None or task.uncancel():
+            assert task is not None
+            if not task.cancelling():  # this task was not: something was that the function waited for
+                return batch_error(error)
+            if task not in self._overdue or task.uncancel():
                 raise
             return BackendError(
                 "the backend did not answer in time", f"a batch may take {self.limits.batch_timeout} s"
             )
         except CarpoolError as error:
             return error
-        except Exception as error:
+        except BaseException as error:
+            if _ends_the_program(error):
+                raise
             return batch_error(error)
 
     def _now(self) -> float:
@@ -439,7 +445,7 @@ class Batcher(Generic[In, Out]):
                 logger.exception("an observer failed on %s", type(fact).__name__)
 
 
-async def _raise(error: Exception) -> Never:
+async def _raise(error: BaseException) -> Never:
     raise error
 
 
@@ -449,6 +455,17 @@ def _as_backends(
     if callable(backend):
         return [CallableBackend(backend, concurrency)]
     return list(backend) if isinstance(backend, Sequence) else [backend]
+
+
+def _ends_the_program(error: BaseException) -> bool:
+    """Whether an error is not about the batch: Ctrl-C comes to the main thread, and never to another.
+
+    SystemExit does not end it: there are functions that exit over an input which they do not like.
+    """
+    is_interrupt = isinstance(error, KeyboardInterrupt) and (
+        threading.current_thread() is threading.main_thread()
+    )
+    return is_interrupt or isinstance(error, GeneratorExit)  # or this coroutine is being closed
 
 
 def _is_wanted(batch: Batch) -> bool:
@@ -478,8 +495,8 @@ def _one_callers_own(error: BaseException) -> BaseException:
 
     The class may be a user's own, whose `__init__` takes what it likes; `copy` would call it with `args`.
     """
-    if isinstance(error, StopIteration):  # which a future refuses to carry
-        error = BackendError("the model raised StopIteration")
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        error = batch_error(error)  # a future refuses to carry it, or it would end more than the caller
     if not isinstance(error, CarpoolError):
         return error
     try:
