@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 
 from carpool import BackendError, Batcher, BatchFailed, Limits
+from tests.support.programs import printed_by
 
 
 def run_in_time(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -134,18 +132,9 @@ def test_a_batcher_that_is_forgotten_leaves_no_thread() -> None:
     assert not threads[0].is_alive()
 
 
-def program(text: str) -> str:
-    """What a program prints; it must end by itself."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert not done.stderr
-    return done.stdout
-
-
 def test_a_function_that_hangs_does_not_keep_the_program_from_ending() -> None:
     """It has a moment; there is nobody left who waits for it."""
-    printed = program("""
+    printed = printed_by("""
         import asyncio, threading, carpool
         from carpool.backends import callable
 
@@ -168,7 +157,7 @@ def test_a_function_that_hangs_does_not_keep_the_program_from_ending() -> None:
 
 def test_threads_are_served_while_they_outlive_the_main_one() -> None:
     """Python lets executors take nothing any more by then; so does not everybody who works for them."""
-    printed = program("""
+    printed = printed_by("""
         import threading, carpool
 
         @carpool.batched
