@@ -348,6 +348,53 @@ def test_close_answers_everything_admitted_and_takes_nothing_new() -> None:
     run(main())
 
 
+def test_close_ends_the_batches_for_which_nobody_waits() -> None:
+    """Before the backend is released: what runs there must not be left behind."""
+    cancelled: list[bool] = []
+
+    class Noting(FakeBackend):
+        async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
+            try:
+                return await super().run(items, group)
+            except asyncio.CancelledError:
+                cancelled.append(self.closed)
+                raise
+
+    async def main() -> None:
+        async with Batcher[str, str](Noting(1000.0)) as batcher:
+            await cancel_at(0.5, asyncio.create_task(batcher.submit("a")))
+        assert len(asyncio.all_tasks()) == 1
+        assert asyncio.get_running_loop().time() == pytest.approx(0.5)
+
+    run(main())
+    assert cancelled == [False]
+
+
+def test_backends_are_released_at_once() -> None:
+    """A hundred workers that take a second each to end take a second; one that fails keeps none."""
+
+    class Lingering(FakeBackend):
+        async def close(self) -> None:
+            await asyncio.sleep(1.0)
+            await super().close()
+
+    class Failing(FakeBackend):
+        async def close(self) -> None:
+            raise OSError("no such process")
+
+    backends = [Failing(), *(Lingering() for _ in range(100))]
+
+    async def main() -> None:
+        batcher = Batcher[str, str](backends)
+        await batcher.start()
+        with pytest.raises(OSError, match="no such process"):
+            await batcher.close()
+        assert asyncio.get_running_loop().time() == pytest.approx(1.0)
+
+    run(main())
+    assert all(backend.closed for backend in backends[1:])
+
+
 def test_interrupting_the_loop_answers_who_waits() -> None:
     """A batch whose task is cancelled still ends its requests."""
     backend = FakeBackend(seconds=5.0)

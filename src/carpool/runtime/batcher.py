@@ -114,8 +114,7 @@ class Batcher(Generic[In, Out]):
         starts = (self._start_one(number, backend) for number, backend in self._backends.items())
         failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
         if failures and len(failures) == len(self._backends):
-            for backend in self._backends.values():
-                await backend.close()
+            await _close(self._backends.values())
             raise failures[0]
         for failure in failures:
             logger.error("one of several backends cannot be started", exc_info=failure)
@@ -184,16 +183,19 @@ class Batcher(Generic[In, Out]):
             self._give_up_batches()
 
     async def close(self) -> None:
-        """Take nothing new, wait until everything admitted has been answered, release the backend."""
+        """Take nothing new, wait until everything admitted has been answered, release the backends.
+
+        A batch for which nobody waits any more is cancelled.
+        """
         self._closing = True
         if self._open_requests:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
+        await _end(self._running)
         for timer in (self._timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
-        for backend in self._backends.values():
-            await backend.close()
+        await _close(self._backends.values())
 
     @property
     def is_idle(self) -> bool:
@@ -443,6 +445,22 @@ class Batcher(Generic[In, Out]):
                 observer.observe(fact)
             except Exception:
                 logger.exception("an observer failed on %s", type(fact).__name__)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end; not at once, as one that has not begun would leave things undone."""
+    tasks = list(tasks)
+    for task in tasks:
+        asyncio.get_running_loop().call_soon(task.cancel)
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def _close(backends: Iterable[Backend[Any, Any]]) -> None:
+    """Release all of them, at once; one that fails over it does not keep the others."""
+    ends = await asyncio.gather(*(backend.close() for backend in backends), return_exceptions=True)
+    for error in filter(None, ends):
+        raise error
 
 
 async def _raise(error: BaseException) -> Never:
