@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from carpool.backends.process import trace
@@ -67,3 +69,12 @@ def test_a_deep_one_and_a_long_message_are_cut_and_still_name_a_line(message: st
         assert len(text) < 4200
         assert 'test_trace.py", line' in text
         assert text.endswith(str(error)[-7:].encode(errors="replace").decode().rstrip())
+
+
+def test_one_that_python_cannot_format_is_no_second_failure() -> None:
+    """The worker would end over what was to be a message."""
+
+    def garbled() -> None:
+        raise SyntaxError("no", ("model.py", 1, 1, cast("str", 5)))  # a line of code that is a number
+
+    assert trace.formatted(caught(garbled)) == "the traceback cannot be had: AttributeError"

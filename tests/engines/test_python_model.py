@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def test_a_vector_or_a_score_that_is_not_finite_fails_its_text_alone(call: Call)
 @pytest.mark.parametrize("call", [EMBED, Call.of("tokenize"), Call.of("rerank", query="a")])
 def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
     """It says what it can."""
-    with pytest.raises(Unsupported, match=r"the model cannot \w+: it can: infer"):
+    with pytest.raises(Unsupported, match=r"the model has no \w+: it has predict"):
         load(HERE + "Words").run(["a"], call)
 
 
@@ -233,6 +234,19 @@ def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
 def test_results_are_json_with_arrays_in_them(value: Any, written: bytes) -> None:
     """With the fewest digits that give the same number back."""
     assert results.to_json(value) == written
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), {"a": [1.0, float("inf")]}, np.array([[1, -np.inf]])])
+def test_what_is_not_finite_is_an_error_where_that_is_asked(value: Any) -> None:
+    """Wherever it is in the result; to `carpool check`, which asks, null says nothing."""
+    with pytest.raises(FloatingPointError, match="the model returned NaN or infinity"):
+        results.to_finite_json(value)
+
+
+@pytest.mark.parametrize("value", [None, {"a": None, 1: np.float32(2)}, datetime(2026, 1, 1)])
+def test_what_is_finite_is_written_as_ever(value: Any) -> None:
+    """Null is no number, and of some types there is more than `json` knows."""
+    assert results.to_finite_json(value) == results.to_json(value)
 
 
 def test_what_postprocess_raises_is_the_models_fault_and_called_what_it_is() -> None:

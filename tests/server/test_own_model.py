@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.servers import RunningServer, carpool_serve, until
+from tests.support.servers import RunningServer, carpool_serve, environment, until
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,10 @@ def test_the_documentation_has_the_content_types(scale: RunningServer) -> None:
 
 
 def test_a_route_that_the_model_has_no_method_for_says_so(scale: RunningServer) -> None:
-    """400 in the envelope, 424 as TEI has it."""
+    """400 in the envelope, 424 as TEI has it, 422 at `/predict`: see the model that embeds."""
     own = scale.client.post("/embed", json={"input": "a"})
     assert own.status_code == 400
-    assert own.json()["error"]["message"] == "the model cannot embed"
+    assert own.json()["error"]["message"] == "the model has no embed"
     theirs = scale.client.post("/embed", json={"inputs": "a"})
     assert theirs.status_code == 424
 
@@ -98,6 +100,18 @@ def test_a_bug_of_the_model_is_in_the_log_with_its_line_and_not_in_the_answer(fo
     assert "python_model.py" not in failed["exception"]
 
 
+def test_another_server_says_in_one_line_that_the_model_cannot_be_loaded(folder: Path) -> None:
+    """Behind what the log has of it, and with nothing of carpool's own lines or Starlette's."""
+    command = [sys.executable, "-m", "uvicorn", "carpool.main:app", "--port", "0", "--log-level", "error"]
+    extra = {"MODEL_PATH": "own_models:Unloadable"}
+    ended = subprocess.run(command, cwd=folder, env=environment(extra), stderr=subprocess.PIPE, text=True)
+    logged, line, exits = ended.stderr.splitlines()
+    assert json.loads(logged)["event"] == "the model cannot be loaded: KeyError: 'layer.0'"
+    assert line.endswith(" carpool: the model cannot be loaded: KeyError: 'layer.0'")
+    assert "startup failed" in exits
+    assert ended.returncode not in (0, 1)
+
+
 def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> None:
     """With a count, and the traceback where there is one."""
     with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server, ThreadPoolExecutor(8) as callers:
@@ -113,6 +127,12 @@ def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> Non
     assert "in postprocess" in bugs[0]["exception"]
     assert bugs[0]["loaded"]["target"] == "own_models:Buggy"
     assert unwritten["error"].startswith("TypeError: the result cannot be written as JSON: ")
+
+
+def test_the_log_says_how_many_batches_run_at_once(scale: RunningServer) -> None:
+    """One in a worker process, however many `max_concurrent_workers` allows."""
+    [serving] = logged(scale, "serving")
+    assert serving["slots"] == 1
 
 
 def logged(server: RunningServer, event: str) -> list[dict[str, Any]]:
@@ -135,7 +155,9 @@ def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None
         assert theirs["data"][0]["embedding"] == pytest.approx([0.6, 0.8])
         ranks = server.client.post("/rerank", json={"query": "abc", "texts": ["abcdef", "abc"]}).json()
         assert ranks == [{"index": 1, "score": 0.0}, {"index": 0, "score": -3.0}]
-        assert server.client.post("/predict", json={"data": 1}).status_code == 422
+        refused = server.client.post("/predict", json={"data": 1})
+        assert refused.status_code == 422
+        assert refused.json() == {"detail": "the model has no predict: it has embed, rerank"}
 
 
 @pytest.mark.parametrize("model", ["Lengths", "Ranks"])

@@ -81,12 +81,14 @@ class PythonModel:
     def prepare(self, items: Sequence[Any], call: Call = EMBED) -> Callable[[], list[bytes | Exception]]:
         """Make inputs of the items; the rest is what returns. Another batch may be run meanwhile."""
         if call.operation not in self._can:
-            can = ", ".join(self._can)
-            raise Unsupported(f"the model cannot {call.operation}", f"it can: {can}")
+            missing = _OPERATIONS.get(call.operation, call.operation)
+            has = ", ".join(_OPERATIONS[operation] for operation in self._can)
+            raise Unsupported(f"the model has no {missing}", f"it has {has}")
         parameters = dict(call.parameters)
         match call.operation:
             case "infer":
-                return partial(self._infer, *self._inputs(items))
+                write = results.to_finite_json if parameters.get("finite") else results.to_json
+                return partial(self._infer, write, *self._inputs(items))
             case "embed":
                 return partial(_embed, self._model.embed, items, parameters)
             case _:
@@ -101,12 +103,14 @@ class PythonModel:
         groups = [(group, self._collated(inputs, group)) for group in self._groups(inputs, places)]
         return [read if isinstance(read, Exception) else None for read in inputs], groups
 
-    def _infer(self, answers: list[Any], groups: Sequence[_Group]) -> list[bytes | Exception]:
+    def _infer(
+        self, write: Callable[[Any], bytes], answers: list[Any], groups: Sequence[_Group]
+    ) -> list[bytes | Exception]:
         """Run the inputs, and write a result into each one's place."""
         made: dict[int, Any] = {}
         for group, inputs in groups:
             made.update(zip(group, _paired(self._model.predict(inputs), len(group)), strict=True))
-        written = self._each(self._write, list(made.values()), self._postprocess is not None)
+        written = self._each(partial(self._write, write), list(made.values()), self._postprocess is not None)
         for place, result in zip(made, written, strict=True):
             answers[place] = result
         return answers
@@ -123,13 +127,13 @@ class PythonModel:
         except Exception as error:
             return results.blamed(error)
 
-    def _write(self, result: Any) -> bytes | Exception:
+    def _write(self, write: Callable[[Any], bytes], result: Any) -> bytes | Exception:
         if self._postprocess is not None and not isinstance(result, Exception):
             try:
                 result = self._postprocess(result)
             except Exception as error:
                 return error  # the model's own fault, whatever its type: the input has been run by now
-        return results.encoded(result, results.to_json)
+        return results.encoded(result, write)
 
     def _groups(self, inputs: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
         """Which of the inputs go to `predict` together: all, unless they are to be stacked and cannot be."""

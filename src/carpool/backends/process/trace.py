@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from pathlib import Path
 
@@ -12,7 +13,7 @@ _FRAMES = 30  # the innermost: of a recursion without end, more would say nothin
 _MOST = 4096  # characters
 
 # Above every model's frames are carpool's and those of the import system; which file failed is not in them.
-_NOISE = (str(Path(__file__).parents[2]), importlib.__file__, "<frozen importlib")
+_NOISE = (f"{Path(__file__).parents[2]}{os.sep}", importlib.__file__, "<frozen importlib")
 
 
 def raised(error: BaseException) -> Raised:
@@ -27,11 +28,18 @@ def formatted(error: BaseException) -> str:
     """
     if error.__traceback__ is None:
         return ""
+    try:
+        text = _formatted(error).encode(errors="replace").decode()  # a message may be no Unicode
+    except Exception as failure:  # it reads what a model may have put into its exception
+        return f"the traceback cannot be had: {type(failure).__name__}"
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]}\n...\n{text[-_MOST // 2 :]}"
+
+
+def _formatted(error: BaseException) -> str:
     whole = traceback.TracebackException.from_exception(error, limit=-_FRAMES)
     each: traceback.TracebackException | None = whole
     while each is not None:
         own = [frame for frame in each.stack if not frame.filename.startswith(_NOISE)]
         each.stack = traceback.StackSummary.from_list(own or each.stack)
         each = each.__cause__ or each.__context__
-    text = "".join(whole.format()).rstrip().encode(errors="replace").decode()  # a message may be no Unicode
-    return text if len(text) <= _MOST else f"{text[: _MOST // 2]}\n...\n{text[-_MOST // 2 :]}"
+    return "".join(whole.format()).rstrip()
