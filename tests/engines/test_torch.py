@@ -143,6 +143,17 @@ def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> Non
         torch_files.network_options("cpu", bf16, compiler)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_told_from_a_wrong_file(tmp_path: Path, device: str) -> None:
+    """With those that are."""
+    message = f"device {device} cannot be used: there is cpu"
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=message):
+        torch_files.load(path, device=device)
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18", weights="none", device=device)
+
+
 def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
     """For any number of inputs; how far it is off is said."""
     module = tiny_torch.Tiny().eval()

@@ -97,7 +97,20 @@ def network_options(
     if backend and backend not in torch._dynamo.list_backends(None):
         allowed = ", ".join(("true", "false", *torch._dynamo.list_backends(None)))
         raise ModelError(f"compile={compile} is not known", f"allowed: {allowed}")
+    _check_device(device)
     return {"device": device, "bf16": _TRUTHS[bf16.lower()], "compiler": backend}
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each kind of device has its own
+        there = ["cpu", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"device {device} cannot be used", f"there is {', '.join(there)} ({reason})"
+        ) from error
 
 
 def _shape(text: str) -> Shape:

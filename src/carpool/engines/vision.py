@@ -32,6 +32,7 @@ def load(
     name: str, weights: str = "", engine: str = "auto", device: str = "cpu", **options: str
 ) -> PythonModel:
     """The classifier, ready and warm. `weights` is empty for the trained ones, "none", or a file of them."""
+    run_on = network_options(device, **options)
     torchvision, missing = _torchvision(name)
     if missing is None:
         module, picture = _from_torchvision(torchvision, name, weights)
@@ -40,7 +41,7 @@ def load(
     else:
         raise missing
     shape = (3, picture.size, picture.size)
-    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, **options))
+    return from_module(module.eval(), shape, name, engine, picture, **run_on)
 
 
 def _torchvision(name: str) -> tuple[Any, ModelError | None]:
