@@ -154,6 +154,14 @@ def test_a_device_that_is_not_there_is_told_from_a_wrong_file(tmp_path: Path, de
         vision.load("resnet18", weights="none", device=device)
 
 
+@pytest.mark.parametrize("shape", ["-1", "0,4", "x", "3,,4", "1.5", "-1,any"])
+def test_a_shape_has_sizes_from_1(tmp_path: Path, shape: str) -> None:
+    """Or any."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=f"shape={shape} is not a shape: allowed: sizes from 1, or any"):
+        torch_files.load(path, shape=shape)
+
+
 def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
     """For any number of inputs; how far it is off is said."""
     module = tiny_torch.Tiny().eval()

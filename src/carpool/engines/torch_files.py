@@ -114,10 +114,10 @@ def _check_device(device: str) -> None:
 
 
 def _shape(text: str) -> Shape:
-    try:
-        return tuple([None if size.strip() == "any" else int(size) for size in text.split(",")])
-    except ValueError:
-        raise ModelError(f"shape={text} is not a shape", "allowed: sizes or any, as 3,224,224") from None
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size == "any" or (size.isdecimal() and int(size) > 0) for size in sizes):
+        raise ModelError(f"shape={text} is not a shape", "allowed: sizes from 1, or any, as 3,224,224")
+    return tuple([None if size == "any" else int(size) for size in sizes])
 
 
 def _script(file: Path, device: str) -> Any:
