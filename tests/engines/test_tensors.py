@@ -140,3 +140,36 @@ def test_an_image_is_cut_and_normalised_where_the_model_takes_such(tmp_path: Pat
 def test_every_image_becomes_a_tensor_of_the_same_shape(size: tuple[int, int]) -> None:
     """However long and thin."""
     assert Picture().tensor(Image.new("RGB", size)).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("mode", ["noise", "waves"])
+@pytest.mark.parametrize(
+    "size",
+    [(500, 375), (375, 500), (256, 256), (224, 224), (1000, 1000), (60, 40), (7, 5), (1600, 300), (3, 999)],
+)
+def test_the_middle_is_that_of_the_whole_image_resized(size: tuple[int, int], mode: str) -> None:
+    """As the models were trained: resized to 256, cut to 224; large, small, tall or wide."""
+    width, height = size
+    if mode == "noise":
+        pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    else:
+        rows, columns = np.mgrid[:height, :width]
+        waves = [np.sin(rows / 9), np.cos(columns / 7), np.sin((rows + columns) / 20)]
+        pixels = (127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    scale = 256 / min(size)
+    wide, high = (round(side * scale) for side in size)
+    left, top = (wide - 224) // 2, (high - 224) // 2
+    whole = image.resize((wide, high), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole.crop((left, top, left + 224, top + 224)), dtype=np.float32)
+    made = Picture(mean=(0, 0, 0), std=(1, 1, 1)).tensor(image).transpose(1, 2, 0) * 255
+    assert np.abs(made - expected).max() <= 1.01  # levels of 255
+
+
+def test_a_long_thin_image_takes_no_memory() -> None:
+    """Resized as a whole, this one would take 2 GB: Pillow counts the blocks of 16 MiB that it takes."""
+    image = Image.new("RGB", (8000, 1))
+    Image.core.reset_stats()
+    Picture().tensor(image)
+    taken = Image.core.get_stats()
+    assert taken["allocated_blocks"] + taken["reused_blocks"] <= 4
