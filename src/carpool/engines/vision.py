@@ -63,6 +63,8 @@ def _torchvision(name: str) -> tuple[Any, ModelError | None]:
 
 
 def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, Picture]:
+    from PIL.Image import Resampling  # torchvision needs it
+
     models = torchvision.models
     if name not in models.list_models(module=models):
         raise ModelError(
@@ -77,7 +79,8 @@ def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, P
     if weights not in ("", "none"):
         _read_weights(module, name, Path(weights))
     told = trained.transforms()
-    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std))
+    filling = Resampling[told.interpolation.name]
+    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std), filling)
 
 
 def _read_weights(module: Any, name: str, file: Path) -> None:
