@@ -92,6 +92,9 @@ def test_numbers_of_64_bits_run_where_they_are_not_cut_to_32(tmp_path: Path, dty
     narrow = load_onnx(path, "openvino")
     assert narrow.info["input_dtype"] == dtype.replace("64", "32")
     assert infer(narrow, [5, -7]) == [[5, -7]]
+    (refused,) = narrow.run([item], INFER)
+    assert isinstance(refused, BadInput)
+    assert f"that {dtype.replace('64', '32')} has not: it goes from" in str(refused)
 
 
 def test_numbers_of_32_bits_and_less_stay_on_openvino(tmp_path: Path) -> None:
