@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from carpool.engines.python_model import PythonModel
+from carpool.engines.tensors import Picture
 from carpool.errors import BadInput, ModelError
+from carpool.wire import payload
 from carpool.wire.call import INFER
 
 torch = pytest.importorskip("torch")
@@ -143,6 +147,25 @@ def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> Non
         torch_files.network_options("cpu", bf16, compiler)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_told_from_a_wrong_file(tmp_path: Path, device: str) -> None:
+    """With those that are."""
+    message = f"device {device} cannot be used: there is cpu"
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=message):
+        torch_files.load(path, device=device)
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18", weights="none", device=device)
+
+
+@pytest.mark.parametrize("shape", ["-1", "0,4", "x", "3,,4", "1.5", "-1,any"])
+def test_a_shape_has_sizes_from_1(tmp_path: Path, shape: str) -> None:
+    """Or any."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=f"shape={shape} is not a shape: allowed: sizes from 1, or any"):
+        torch_files.load(path, shape=shape)
+
+
 def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
     """For any number of inputs; how far it is off is said."""
     module = tiny_torch.Tiny().eval()
@@ -222,7 +245,8 @@ class Torchvision(ModuleType):
 
     def __init__(self, **told: Any) -> None:
         super().__init__("torchvision")
-        preset = {"crop_size": [4], "resize_size": [5], "mean": (0, 0, 0), "std": (1, 1, 1)} | told
+        preset = {"crop_size": [4], "resize_size": [5], "mean": (0, 0, 0), "std": (1, 1, 1)}
+        preset |= {"interpolation": SimpleNamespace(name="BILINEAR")} | told
         trained = SimpleNamespace(transforms=lambda: SimpleNamespace(**preset))
         self.models = ModuleType("models")
         self.models.__dict__.update(
@@ -253,3 +277,20 @@ def test_weights_that_are_not_the_models_are_said(tmp_path: Path, monkeypatch: p
         vision.load("tiny", str(path))
     with pytest.raises(ModelError, match=r"no\.pth does not exist"):
         vision.load("tiny", str(tmp_path / "no.pth"))
+
+
+def test_images_are_resized_as_the_weights_come_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many were trained with bicubic interpolation."""
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    for name, number in (("BILINEAR", 2), ("BICUBIC", 3)):
+        told = Torchvision(interpolation=SimpleNamespace(name=name))
+        monkeypatch.setitem(sys.modules, "torchvision", told)
+        picture = Picture(4, 5, (0, 0, 0), (1, 1, 1), number).tensor(Image.fromarray(pixels))
+        with torch.inference_mode():
+            wanted = tiny_torch.Tiny()(torch.from_numpy(picture[None].copy())).numpy()
+        item = payload.head("image/png", {}) + file.getvalue()
+        (answer,) = vision.load("tiny").run([item], INFER)
+        assert not isinstance(answer, Exception)
+        assert np.array([json.loads(answer)]) == pytest.approx(wanted, abs=1e-5)

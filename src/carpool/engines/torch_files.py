@@ -97,14 +97,27 @@ def network_options(
     if backend and backend not in torch._dynamo.list_backends(None):
         allowed = ", ".join(("true", "false", *torch._dynamo.list_backends(None)))
         raise ModelError(f"compile={compile} is not known", f"allowed: {allowed}")
+    _check_device(device)
     return {"device": device, "bf16": _TRUTHS[bf16.lower()], "compiler": backend}
 
 
-def _shape(text: str) -> Shape:
+def _check_device(device: str) -> None:
     try:
-        return tuple([None if size.strip() == "any" else int(size) for size in text.split(",")])
-    except ValueError:
-        raise ModelError(f"shape={text} is not a shape", "allowed: sizes or any, as 3,224,224") from None
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each kind of device has its own
+        there = ["cpu", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"device {device} cannot be used", f"there is {', '.join(there)} ({reason})"
+        ) from error
+
+
+def _shape(text: str) -> Shape:
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size == "any" or (size.isdecimal() and int(size) > 0) for size in sizes):
+        raise ModelError(f"shape={text} is not a shape", "allowed: sizes from 1, or any, as 3,224,224")
+    return tuple([None if size == "any" else int(size) for size in sizes])
 
 
 def _script(file: Path, device: str) -> Any:

@@ -32,6 +32,7 @@ def load(
     name: str, weights: str = "", engine: str = "auto", device: str = "cpu", **options: str
 ) -> PythonModel:
     """The classifier, ready and warm. `weights` is empty for the trained ones, "none", or a file of them."""
+    run_on = network_options(device, **options)
     torchvision, missing = _torchvision(name)
     if missing is None:
         module, picture = _from_torchvision(torchvision, name, weights)
@@ -40,7 +41,7 @@ def load(
     else:
         raise missing
     shape = (3, picture.size, picture.size)
-    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, **options))
+    return from_module(module.eval(), shape, name, engine, picture, **run_on)
 
 
 def _torchvision(name: str) -> tuple[Any, ModelError | None]:
@@ -62,6 +63,8 @@ def _torchvision(name: str) -> tuple[Any, ModelError | None]:
 
 
 def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, Picture]:
+    from PIL.Image import Resampling  # torchvision needs it
+
     models = torchvision.models
     if name not in models.list_models(module=models):
         raise ModelError(
@@ -76,7 +79,8 @@ def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, P
     if weights not in ("", "none"):
         _read_weights(module, name, Path(weights))
     told = trained.transforms()
-    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std))
+    filling = Resampling[told.interpolation.name]
+    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std), filling)
 
 
 def _read_weights(module: Any, name: str, file: Path) -> None:
