@@ -182,8 +182,12 @@ def test_a_model_that_hangs_while_it_is_loaded_is_ended_and_tried_again(tmp_path
 
 
 @pytest.mark.parametrize(("seconds", "when"), [(0, "once it is loaded"), (1000, "while it loads")])
-def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float, when: str) -> None:
+def test_a_model_that_is_too_large_is_refused_at_the_start(
+    seconds: float, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With what it takes; else its first input would be blamed, or nothing end it."""
+    if not seconds:  # it is not looked at before
+        monkeypatch.setattr(parent, "_LOOK_SECONDS", 60)
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:large", {"seconds": seconds}, max_memory=150 * 2**20)
