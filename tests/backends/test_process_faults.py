@@ -58,6 +58,19 @@ def test_a_worker_that_sends_what_is_no_answer_is_ended_with_its_batch(junk: str
     run(main())
 
 
+def test_a_worker_that_answers_something_else_is_ended_with_its_batch() -> None:
+    """What it would say next is nobody's either; who asks is not to blame."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed, match="the worker process answered something else"):
+                await backend.run([b'"out of step"'])
+            assert "answered something else" in str(backend.trouble())
+            assert texts_in(await backend.run([b'"b"'])) == ["b"]
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
