@@ -58,6 +58,19 @@ def test_a_worker_that_sends_what_is_no_answer_is_ended_with_its_batch(junk: str
     run(main())
 
 
+def test_a_worker_that_answers_something_else_is_ended_with_its_batch() -> None:
+    """What it would say next is nobody's either; who asks is not to blame."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed, match="the worker process answered something else"):
+                await backend.run([b'"out of step"'])
+            assert "answered something else" in str(backend.trouble())
+            assert texts_in(await backend.run([b'"b"'])) == ["b"]
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
@@ -182,8 +195,12 @@ def test_a_model_that_hangs_while_it_is_loaded_is_ended_and_tried_again(tmp_path
 
 
 @pytest.mark.parametrize("seconds", [0, 1000], ids=["loaded", "loading"])
-def test_a_model_that_is_too_large_is_refused_at_the_start(seconds: float) -> None:
+def test_a_model_that_is_too_large_is_refused_at_the_start(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With what it takes; else its first input would be blamed, or nothing end it."""
+    if not seconds:  # it is not looked at before
+        monkeypatch.setattr(parent, "_LOOK_SECONDS", 60)
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:large", {"seconds": seconds}, max_memory=150 * 2**20)

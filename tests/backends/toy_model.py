@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from carpool.backends.process import frames
 from carpool.errors import ModelError, Unsupported
 from carpool.wire.call import Call, Vector
 
@@ -67,6 +68,8 @@ class Toy:
             return []
         if "junk" in items:
             _send(JUNK[items[1]])
+        if "out of step" in items:
+            _send(frames.encode(frames.Answer(99, [b"1"] * len(items)))[frames.PREFIX_BYTES :])
         if "print" in items:
             os.write(1, b"models print\n")
         return [_vector() if item == "vector" else json.dumps([item, os.getpid()]).encode() for item in items]

@@ -51,6 +51,7 @@ _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has 
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
 _PAGE = resource.getpagesize()
+_OUT_OF_STEP = "answered something else"  # as one does whose model forks, and lets the fork go on
 _ALIVE = ""  # the fate of a worker that has none yet
 
 # A second batch gains the time to bring it, and loses what would have joined it in the queue: nothing, if it is
@@ -304,18 +305,21 @@ class ProcessBackend:
             overdue = self._overdue(worker)
             try:
                 reply = await worker.reply(sent[1])
-            except (asyncio.CancelledError, BackendError):
-                # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
-                # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "was ended, as its batch was given up,")
+                self._end_if_grown(worker)
+                if isinstance(reply, frames.Answer) and reply.failed:
+                    self._log_failed(reply)
+                return _results(reply, batch.number)
+            # Only a new one is sure to be idle. The next batch must wait for that one, and not fail on this one
+            # before its end is noticed.
+            except Crashed:
+                self._end(worker, _OUT_OF_STEP)  # unless it has met its fate
+                raise
+            except asyncio.CancelledError:
+                self._end(worker, "was ended with a batch that was given up")
                 raise
             finally:
                 if overdue is not None:
                     overdue.cancel()
-            self._end_if_grown(worker)
-            if isinstance(reply, frames.Answer) and reply.failed:
-                self._log_failed(reply)
-            return _results(reply, batch.number)
         finally:
             self._turn.release()
 
@@ -511,7 +515,7 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
             failure.__cause__ = Raised(kind, message, traceback)
             raise failure
         case _:
-            raise BackendError("the worker process answered something else", "nothing of it was used")
+            raise Crashed(f"the worker process {_OUT_OF_STEP}", "nothing of it was used; try again")
 
 
 def _paired(answer: frames.Answer) -> list[Any]:
