@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from carpool.backends.base import Backend
 from carpool.backends.http import HttpBackend
 from carpool.backends.missing import Missing
 from carpool.backends.process.parent import ProcessBackend
 from carpool.backends.process.placement import places
-from carpool.config import Config, ModelSettings
+from carpool.config import DEFAULT_NAME, Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
@@ -29,6 +31,8 @@ from carpool.wire.base import EncodedJson, Payload
 # Seconds for which what waits outlives a worker process that has died: it is being replaced, which takes as
 # long as loading its model.
 _WORKER_PATIENCE = 30.0
+
+_NAME = re.compile(r"\w[\w.:-]*", re.ASCII)  # what can be one in a URL, as it is
 
 
 def assemble(config: Config) -> Service:
@@ -141,9 +145,16 @@ def _serve(
         cost=estimated_tokens if of_text else None,
         dedupe=settings.dedupe and of_text,
         takes=takes,
+        alias=_alias(settings.model) if name == DEFAULT_NAME and not upstreams else "",
         passthrough=passthrough,
         tells_callers_apart=settings.forward_authorization,
     )
+
+
+def _alias(spec: str) -> str:
+    """What callers may call a local model that has been given no name: as its SPEC does, without a path."""
+    name = Path(spec.partition("?")[0]).name
+    return name if _NAME.fullmatch(name) else ""
 
 
 def _upstream(url: str, settings: ModelSettings) -> HttpBackend:

@@ -234,9 +234,10 @@ def test_health_and_info(model_server: RunningServer) -> None:
     for path in ("/v2/models/default", "/v2/models/default/versions/1"):
         assert model_server.client.get(path).json()["outputs"][0]["shape"] == [-1, 384]
         assert model_server.client.get(f"{path}/ready").json() == {"name": "default", "ready": True}
-    (listed,) = model_server.client.get("/v1/models").json()["data"]
-    assert listed["id"] == "default"
-    assert model_server.client.get("/v1/models/default").json() == listed
+    listed = model_server.client.get("/v1/models").json()["data"]
+    assert [each["id"] for each in listed] == ["default", "minilm"]  # as `--model` has it
+    for each in listed:
+        assert model_server.client.get(f"/v1/models/{each['id']}").json() == each
     unknown = model_server.client.get("/v1/models/no")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     assert "there is no model 'no': served: default" in unknown.json()["error"]["message"]

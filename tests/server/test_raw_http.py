@@ -119,7 +119,7 @@ CONVERSATIONS: dict[str, tuple[bytes, ...]] = {
     "a NUL in a header": (A.replace(b"host: a", b"host: \x00"),),
     "bare line feeds": (A.replace(b"\r\n", b"\n"),),
     "empty lines around": (b"\r\n\r\n" + A, b"\r\n" + A + b"\r\n", A),
-    "a head of 100 KiB": (post(text("a"), *(f"x-{number}: {LONG}" for number in range(100))), B),
+    "a head of 50 KiB": (post(text("a"), *(f"x-{number}: {LONG}" for number in range(50))) * 2, B),
     "no host": (A.replace(b"host: a\r\n", b""),),
     "bytes beyond ASCII in a header": (post(text("a"), "x-tenant: Jürgen"),),
     "a query": (post(text("a"), path="/embed?x=1"),),
@@ -363,6 +363,35 @@ def test_who_hangs_up_after_many_requests_is_not_computed(
 ) -> None:
     """Nor any of those behind the first. uvicorn alone does not notice before the first is answered."""
     check_hanging_up(servers["fast"], shared_upstream, A + B + C, how)
+
+
+ENDLESS: dict[str, tuple[bytes, bytes]] = {
+    "headers": (b"POST /embed HTTP/1.1\r\n", b"x-a: " + b"x" * 1000 + b"\r\n"),
+    "a header": (b"POST /embed HTTP/1.1\r\nx-a: ", b"x" * 1000),
+    "a URL": (b"GET /", b"x" * 1000),
+    "trailers": (post_chunked(text("a"))[:-2], b"x-a: " + b"x" * 1000 + b"\r\n"),
+    "trailers, by ASGI": (post_chunked(text("a"), path="/nowhere")[:-2], b"x-a: " + b"x" * 1000 + b"\r\n"),
+    "an upgrade": (post(b"")[:-2] + b"connection: upgrade\r\nupgrade: h2c\r\n", b"x: " + b"x" * 1000 + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("before", [b"", A])
+def test_a_head_without_end_is_refused(servers: dict[str, RunningServer], name: str, before: bytes) -> None:
+    """Once it is longer than 64 KiB; and not before what came in front of it is answered."""
+    start, more = ENDLESS[name]
+    with connect(servers["fast"]) as connection:
+        connection.send(before + start)
+        sent = 0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while sent < 10 * 1024**2:
+                connection.send(more * 64)
+                sent += 64 * len(more)
+        assert sent < 10 * 1024**2
+        replies = []
+        while (reply := connection.response()) is not None:
+            replies.append(reply.status)
+        assert replies == [200] * (before == A) + [431]
 
 
 def test_what_cannot_be_parsed_is_refused_after_those_before_it_are_answered(

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from carpool.errors import CarpoolError
-from carpool.server.lane import Head, Lane
+from carpool.server.lane import Head, Lane, write_frame
 from carpool.wire.base import Reply, Route
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 # The most of a body, with its head, that is kept unparsed until the rest comes. Many clients send the head and
 # the body in two segments; what does not fit into the second one is no short text.
 _LONGEST_SPLIT = 65536
+
+# Bytes of a head, or of the trailers behind a body, that are read before the segment with its end. The parser
+# has no bound; this is that of h11, uvicorn's other one.
+_LONGEST_HEAD = 65536
 
 # Bytes. A smaller piece of a body takes the next one into itself: a million pieces of one byte would be 60 MB.
 _LEAST_PIECE = 16384
@@ -106,6 +110,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         "_known",
         "_last_words",
         "_serving",
+        "_unended",
         "lane",
     )
 
@@ -128,7 +133,8 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._known.more_body = False
         self._serving: Any = None  # whose turn it is, or was last: an Exchange or uvicorn's own
         self._is_advancing = False
-        self._last_words: str | None = None  # to a client of whom nothing more can be read
+        self._unended = 0  # bytes of a head, or of trailers, without the end
+        self._last_words: Reply | None = None  # to a client of whom nothing more can be read
         self._active_at = 0.0  # when the last response left
 
     def data_received(self, data: bytes) -> None:
@@ -159,8 +165,13 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Have the real parser read it. The head of a request that begins with it is known from then on."""
+        if self._last_words is not None:
+            return
         at_start, begun, previous = self._at_start, self._begun, self.cycle
+        self._unended += len(data)
         self._feed(data)
+        if self._unended > _LONGEST_HEAD and not self._at_start:
+            self._refuse_rest(431, f"The request's head is too long, allowed: {_LONGEST_HEAD} bytes.")
         exchange: Any = self.cycle
         if at_start and self._begun == begun + 1 and exchange is not previous and type(exchange) is Exchange:
             start = data.find(b"\r\n\r\n") + 4
@@ -210,6 +221,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The parser: the head is read."""
+        self._unended = 0
         if self.parser.should_upgrade():
             return  # it is read again, without that
         previous = self.cycle
@@ -223,6 +235,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """The parser: a part of the body."""
+        self._unended = 0
         exchange: Any = self.cycle
         if type(exchange) is not Exchange:
             super().on_body(body)
@@ -247,6 +260,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The parser: the request is whole."""
+        self._unended = 0
         if self.parser.should_upgrade():
             return
         self._at_start = True
@@ -291,15 +305,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed is refused, but not before those that came in front of it are answered."""
-        if self.transport.is_closing():
-            return  # behind a request that was the last
-        if self.pipeline and self.cycle.more_body:
-            self.pipeline.popleft()  # it is this one's body that cannot be parsed
-        if self.pipeline or not (self._is_free() or self._serving.more_body):
-            self._last_words = msg
-            self.flow.pause_reading()
-        else:
-            super().send_400_response(msg)
+        self._refuse_rest(400, msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: what it asked for need not be computed."""
@@ -374,6 +380,24 @@ class FastLaneProtocol(HttpToolsProtocol):
         self.lane.send(self.transport, reply, exchange.route.path, exchange.keep_alive, defaults)
         self.on_response_complete()
 
+    def _refuse_rest(self, status: int, words: str) -> None:
+        """Read nothing more, and say why once all that came before is answered."""
+        if self.transport.is_closing():
+            return  # behind a request that was the last
+        self._last_words = Reply(status, (words.encode(),), content_type="text/plain; charset=utf-8")
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # it is this one's body that cannot be read
+        if self.pipeline or not (self._is_free() or self._serving.more_body):
+            self.flow.pause_reading()
+        else:
+            self._say(self._last_words)
+
+    def _say(self, reply: Reply) -> None:
+        """The last words."""
+        before, after = write_frame(reply, keep_alive=False, defaults=self.server_state.default_headers)
+        self.transport.write(b"".join((before, b"%d" % len(reply.body), after, reply.body)))
+        self.transport.close()
+
     def _advance(self) -> None:
         """Serve who is next in line. One who is refused is answered at once: hence a loop and no recursion."""
         if self._is_advancing:
@@ -394,7 +418,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         if self._last_words is None:
             self.flow.resume_reading()
         elif self._is_free():
-            super().send_400_response(self._last_words)
+            self._say(self._last_words)
 
     def _is_free(self) -> bool:
         """Whether nobody is waiting for an answer, so that the next one's turn has come."""

@@ -89,7 +89,7 @@ class Lane:
         kind = reply.status, keep_alive, reply.content_type, reply.headers
         frame = self._frames.get(kind)
         if frame is None:
-            frame = self._frames[kind] = _frame(reply, keep_alive, defaults)
+            frame = self._frames[kind] = write_frame(reply, keep_alive, defaults)
         before, after = frame
         pieces = reply.pieces
         length = 0
@@ -124,8 +124,8 @@ def _without_length(block: bytes) -> tuple[bytes, int | None]:
     return block, None
 
 
-def _frame(reply: Reply, keep_alive: bool, defaults: Headers) -> Frame:
-    """In the order of the ASGI lane."""
+def write_frame(reply: Reply, keep_alive: bool, defaults: Headers) -> Frame:
+    """The head of a response, in the order of the ASGI lane."""
     lines = [name + b": " + value + b"\r\n" for name, value in defaults]
     lines.append("".join([f"{name}: {value}\r\n" for name, value in reply.headers]).encode("latin-1"))
     close = "" if keep_alive else "connection: close\r\n"

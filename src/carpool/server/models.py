@@ -36,9 +36,10 @@ class ServedModel:
 
     `cost` prices an item, where items are not alike; a model may bring its own, known once it is loaded. With
     `dedupe`, equal items that wait or run at the same time are computed once. What it `takes` at `/predict` is
-    a text, or any data, of which only it knows more. `passthrough` is there in front of an upstream, for what
-    is not served here. With `tells_callers_apart`, only those with the same credentials travel together, and
-    the upstream gets to see them.
+    a text, or any data, of which only it knows more. `alias` is what its settings call it, where they give it
+    no name. `passthrough` is there in front of an upstream, for what is not served here. With
+    `tells_callers_apart`, only those with the same credentials travel together, and the upstream gets to see
+    them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ServedModel:
     cost: Callable[[bytes], float] | None = None
     dedupe: bool = True
     takes: Payload = "text"
+    alias: str = ""
     passthrough: PassThrough | None = None
     tells_callers_apart: bool = False
 
@@ -70,9 +72,9 @@ class ServedModel:
             raise
 
     def names(self) -> list[str]:
-        """What callers may call it: its own name, and what its upstreams call it."""
+        """What callers may call it: its own name, and what its settings or its upstreams call it."""
         theirs = [getattr(getattr(backend, "description", None), "model", "") for backend in self.backends]
-        return list(dict.fromkeys([self.name, *filter(None, theirs)]))
+        return list(dict.fromkeys(filter(None, [self.name, self.alias, *theirs])))
 
     def serves(self, name: str) -> bool:
         """Whether a name means it where it is the only one. A local model answers to any."""

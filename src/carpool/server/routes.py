@@ -148,15 +148,23 @@ def _model_reads(service: Service, name: str) -> dict[str, Read]:
         f"{v2}/versions/1/ready": ready,
         v2: metadata,
         f"{v2}/versions/1": metadata,
-        f"{_OPENAI_MODELS}/{name}": (
-            lambda: openai_routes.encode_model(find(name).name),
-            "The model, in OpenAI's words.",
-        ),
         f"{own}/health": (lambda: service.model_health(name), "Whether the model can serve now; 503 if not."),
     }
+    for called in filter(None, (name, find(name).alias)):
+        routes[f"{_OPENAI_MODELS}/{called}"] = _openai_model(service, called)
     if find(name).passthrough is None:
         routes[f"{own}/info"] = _info(service, name)
     return routes
+
+
+def _openai_model(service: Service, called: str) -> Read:
+    """A model by one of its names, which is the one that it is told by."""
+
+    def read() -> Reply:
+        service.models.find(called)
+        return openai_routes.encode_model(called)
+
+    return read, "The model, in OpenAI's words."
 
 
 def _encode_model(model: ServedModel) -> Reply:
