@@ -134,7 +134,7 @@ def test_a_model_embeds_and_reranks_where_it_has_the_methods() -> None:
 @pytest.mark.parametrize("call", [EMBED, Call.of("tokenize"), Call.of("rerank", query="a")])
 def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
     """It says what it can."""
-    with pytest.raises(Unsupported, match=r"the model cannot \w+: it can: infer"):
+    with pytest.raises(Unsupported, match=r"the model has no '\w+': it has: infer"):
         load(HERE + "Words").run(["a"], call)
 
 

@@ -68,7 +68,7 @@ def test_a_route_that_the_model_has_no_method_for_says_so(scale: RunningServer) 
     """400 in the envelope, 424 as TEI has it."""
     own = scale.client.post("/embed", json={"input": "a"})
     assert own.status_code == 400
-    assert own.json()["error"]["message"] == "the model cannot embed"
+    assert own.json()["error"]["message"] == "the model has no 'embed'"
     theirs = scale.client.post("/embed", json={"inputs": "a"})
     assert theirs.status_code == 424
 

@@ -77,7 +77,7 @@ class PythonModel:
         """Make inputs of the items; the rest is what returns. Another batch may be run meanwhile."""
         if call.operation not in self._can:
             can = ", ".join(self._can)
-            raise Unsupported(f"the model cannot {call.operation}", f"it can: {can}")
+            raise Unsupported(f"the model has no '{call.operation}'", f"it has: {can}")
         parameters = dict(call.parameters)
         match call.operation:
             case "infer":
