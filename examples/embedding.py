@@ -1,7 +1,10 @@
 """A text embedding model, written out: a tokenizer, ONNX Runtime, the mean over the tokens.
 
-MODEL_DIR=$(carpool pull | tail -1) carpool serve --model embedding:Model
-curl http://127.0.0.1:3000/embed -H 'content-type: application/json' -d '{"input": "What is vector search?"}'
+In this folder:
+
+    pip install '..[onnx]'
+    MODEL_DIR=$(carpool pull | tail -1) carpool serve --model embedding:Model
+    curl http://127.0.0.1:3000/embed -H 'content-type: application/json' -d '{"input": "What is a batch?"}'
 """
 
 import os

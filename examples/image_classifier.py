@@ -1,7 +1,10 @@
 """An image classifier: any that transformers loads, from its hub or from a folder. JPEG in, labels out.
 
-MODEL=microsoft/resnet-18 carpool serve --model image_classifier:Model
-curl http://127.0.0.1:3000/predict -H 'content-type: image/jpeg' --data-binary @cat.jpg
+In this folder:
+
+    pip install '..[torch,vision]'
+    MODEL=microsoft/resnet-18 carpool serve --model image_classifier:Model
+    curl http://127.0.0.1:3000/predict -H 'content-type: image/jpeg' --data-binary @cat.jpg
 """
 
 import os

@@ -1,7 +1,10 @@
 """A scikit-learn model: four measures of a flower in, its kind out.
 
-carpool serve --model iris:Model
-curl http://127.0.0.1:3000/predict -H 'content-type: application/json' -d '{"data": [5.1, 3.5, 1.4, 0.2]}'
+In this folder:
+
+    pip install .. scikit-learn
+    carpool serve --model iris:Model
+    curl http://127.0.0.1:3000/predict -H 'content-type: application/json' -d '{"data": [5.1, 3.5, 1.4, 0.2]}'
 """
 
 from sklearn.datasets import load_iris

@@ -1,8 +1,11 @@
 """A reranker: a cross-encoder that reads the query and a text together, from the hub or from a folder.
 
-MODEL=cross-encoder/ms-marco-MiniLM-L6-v2 carpool serve --model reranker:Model
-curl http://127.0.0.1:3000/rerank -H 'content-type: application/json' \
-    -d '{"query": "What is a batch?", "texts": ["Inputs that travel together.", "A fruit."]}'
+In this folder:
+
+    pip install '..[torch]'
+    MODEL=cross-encoder/ms-marco-MiniLM-L6-v2 carpool serve --model reranker:Model
+    curl http://127.0.0.1:3000/rerank -H 'content-type: application/json' \
+        -d '{"query": "What is a batch?", "texts": ["Inputs that travel together.", "A fruit."]}'
 """
 
 import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from carpool.cli import main
 from carpool.config import load_config
+from carpool.models import pull
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +140,33 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
         result = invoke("serve", "--port", str(port), "--inference-url", "http://127.0.0.1:1")
     assert result.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["check", "minilm"]])
+@pytest.mark.parametrize(
+    ("missing", "engine", "extra"),
+    [
+        (["tokenizers"], "auto", "local"),
+        (["onnxruntime"], "onnxruntime", "onnx"),
+        (["openvino", "onnxruntime"], "auto", "local"),
+    ],
+)
+def test_no_model_is_pulled_that_could_not_be_run(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: list[str],
+    missing: list[str],
+    engine: str,
+    extra: str,
+) -> None:
+    """What is to be installed is said at once, and not after a download."""
+    monkeypatch.setenv("CARPOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pull, "pull", lambda *arguments: pytest.fail("it is pulled"))
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    result = invoke(*command, "--engine", engine)
+    assert result.exit_code == 2
+    assert f"{missing[0]} is not installed: pip install 'carpool[{extra}]'" in result.stderr
 
 
 def test_help_names_every_setting_with_its_range_and_its_variable() -> None:

@@ -36,7 +36,7 @@ from carpool.config import (
 from carpool.errors import CarpoolError
 from carpool.models import pull as models
 from carpool.models.catalog import CATALOG
-from carpool.models.spec import resolve
+from carpool.models.spec import check_installed, resolve
 from carpool.observe.log import configure_logging
 from carpool.reload import Reload
 from carpool.server.models import ServedModel
@@ -150,6 +150,7 @@ def _pull_if_needed(settings: ModelSettings, is_only: bool) -> None:
     proxied = bool(settings.inference_url)
     if not proxied and settings.model in CATALOG and not models.is_cached(CATALOG[settings.model]):
         with nullcontext() if is_only else suppress(CarpoolError):  # what is missing is said when it is started
+            check_installed(settings.engine)
             _pull(settings)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def test_a_run_leaves_figures_pictures_and_a_report_that_needs_nothing_else(
     for name in ("throughput", "latency_p50", "latency_tail", "latency_histogram", "batch_sizes"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     html = (out / "report.html").read_text()
-    assert html.count('src="data:image/svg+xml;base64,') == 5
+    pictures = re.findall('alt="(.+?)" src="data:image/svg\\+xml;base64,(.+?)"', html)
+    assert len(pictures) == 8  # a panel each, so that a narrow window has them below each other
+    assert pictures[0][0] == "Throughput, requests a second"
+    size = re.search(r'<svg [^>]*width="(\d+)', b64decode(pictures[0][1]).decode())
+    assert size is not None
+    assert int(size[1]) <= 360  # points: what is written in it can be read on a telephone
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 from pathlib import Path
@@ -28,6 +29,16 @@ def answers(results: list[bytes | Exception]) -> list[Any]:
     for result in results:
         assert not isinstance(result, Exception), result
     return [json.loads(bytes(result)) for result in results if isinstance(result, bytes)]
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_says_what_to_install_and_how_to_run_it(example: Path) -> None:
+    """Whoever opens one of them has not read the others."""
+    lines = [line.strip() for line in (ast.get_docstring(ast.parse(example.read_text())) or "").splitlines()]
+    install, serve, ask = lines[lines.index("In this folder:") + 2 :][:3]
+    assert install.startswith("pip install ")
+    assert serve.endswith(f"carpool serve --model {example.stem}:Model")
+    assert ask.startswith("curl http://127.0.0.1:3000/")
 
 
 def test_the_embedding_model_is_the_embedded_one(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_model_says_how_its_input_is_called_and_shaped() -> None:
 def test_what_cannot_be_said_is_refused() -> None:
     """Other operations, parameters that would be lost, token ids."""
     for call in (Call.of("rerank", query="q"), Call.of("embed", dimensions=3)):
-        with pytest.raises(BadInput, match="the upstream cannot"):
+        with pytest.raises(BadInput, match=r"at the upstream does not take|the upstream has no"):
             exchange(call)
     with pytest.raises(BadInput, match="not token ids"):
         exchange().encode([b"[1, 2]"])

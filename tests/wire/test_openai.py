@@ -53,7 +53,10 @@ def test_texts_become_input(call: Call, model: str, body: dict[str, Any]) -> Non
 )
 def test_what_cannot_be_said_is_refused(call: Call) -> None:
     """Another answer than was asked for would be worse than none."""
-    with pytest.raises(BadInput, match=f"the upstream cannot {call.operation}"):
+    with pytest.raises(
+        BadInput,
+        match=rf"'{call.operation}' at the upstream does not take|the upstream has no '{call.operation}'",
+    ):
         exchange(call)
 
 

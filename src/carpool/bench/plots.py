@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from carpool.bench.summary import Results, Window
 from carpool.errors import MissingExtra
@@ -16,6 +16,9 @@ from carpool.errors import MissingExtra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Draw: TypeAlias = "Callable[[Axes, Sequence[float], Sequence[Window]], None]"
+Ways: TypeAlias = "tuple[tuple[str, Sequence[Window]], ...]"
 
 INK, FAINT, GRID = "#222222", "#777777", "#e8e8e8"
 ORANGE, BLUE, GREY, RED = "#d1450b", "#1f5fa8", "#8a8a8a", "#b3261e"
@@ -72,30 +75,41 @@ def png(figure: Figure, path: Path) -> None:
 
 
 def svg(figure: Figure) -> bytes:
-    """A picture as a document of its own."""
+    """A picture as a document of its own, on whatever ground it stands."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="svg")
+    figure.savefig(buffer, format="svg", transparent=True)
     return buffer.getvalue()
 
 
 def draw_run(results: Results) -> Iterator[tuple[str, Figure]]:
     """All pictures of a run, by the names of their files."""
-    yield "throughput", _two_ways(results, "Throughput, requests a second", _draw_throughput)
-    yield "latency_p50", _two_ways(results, "Median latency, ms", _draw_median)
-    yield "latency_tail", _two_ways(results, "Tail latency, ms", _draw_tail)
-    yield "latency_histogram", _histogram(results)
+    ways = _ways(results)
+    for name, title, draw in _CURVES:
+        yield name, _curves(title, draw, ways, width=10.0)
+    yield "latency_histogram", _histogram(results, width=10.0)
     if any(results.batch_sizes.values()):
-        yield "batch_sizes", _batch_sizes(results.batch_sizes, results.average_batch)
+        yield "batch_sizes", _batch_sizes(results.batch_sizes, results.average_batch, width=10.0)
 
 
-def _two_ways(
-    results: Results, title: str, draw: Callable[[Axes, Sequence[float], Sequence[Window]], None]
-) -> Figure:
-    """The same curves over time and over the requests so far."""
-    with canvas(2, title) as (figure, panels):
+def draw_panels(results: Results) -> Iterator[Figure]:
+    """The same, each panel by itself, so that they can stand side by side or below each other."""
+    for _, title, draw in _CURVES:
+        for way in _ways(results):
+            yield _curves(title, draw, (way,), width=5.0)
+    yield _histogram(results, width=5.0)
+    if any(results.batch_sizes.values()):
+        yield _batch_sizes(results.batch_sizes, results.average_batch, width=5.0)
+
+
+def _ways(results: Results) -> Ways:
+    """The same curves are drawn over time and over the requests so far."""
+    return ("seconds", results.over_time), ("requests answered so far", results.over_requests)
+
+
+def _curves(title: str, draw: Draw, ways: Ways, width: float) -> Figure:
+    with canvas(len(ways), title, width) as (figure, panels):
         from matplotlib.ticker import EngFormatter
 
-        ways = (("seconds", results.over_time), ("requests answered so far", results.over_requests))
         for axes, (label, windows) in zip(panels, ways, strict=True):
             answered = [window for window in windows if window.rate or window.errors]
             draw(axes, [window.end for window in answered], answered)
@@ -128,9 +142,16 @@ def _area(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label
     axes.plot(x, y, color=colour, linewidth=1.8, label=label)
 
 
-def _histogram(results: Results) -> Figure:
+_CURVES: tuple[tuple[str, str, Draw], ...] = (
+    ("throughput", "Throughput, requests a second", _draw_throughput),
+    ("latency_p50", "Median latency, ms", _draw_median),
+    ("latency_tail", "Tail latency, ms", _draw_tail),
+)
+
+
+def _histogram(results: Results, width: float) -> Figure:
     """How many requests took how long, on a logarithmic scale, with the percentiles marked."""
-    with canvas(1, "Latency", height=3.2) as (figure, (axes,)):
+    with canvas(1, "Latency", width) as (figure, (axes,)):
         from matplotlib.ticker import LogLocator
 
         bounds = [bucket.upto for bucket in results.histogram]
@@ -156,9 +177,9 @@ def _histogram(results: Results) -> Figure:
     return figure
 
 
-def _batch_sizes(sizes: Mapping[str, int], average: float | None) -> Figure:
+def _batch_sizes(sizes: Mapping[str, int], average: float | None, width: float) -> Figure:
     """How large the server's batches were."""
-    with canvas(1, f"Batch sizes, {average:.1f} on average", height=3.2) as (figure, (axes,)):
+    with canvas(1, f"Batch sizes, {average:.1f} on average", width) as (figure, (axes,)):
         last = max(place for place, count in enumerate(sizes.values()) if count)
         shown = list(sizes.items())[: last + 1]
         bounds = [0, *(int(float(bound)) for bound, _ in shown if bound != "+Inf")]

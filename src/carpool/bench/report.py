@@ -39,9 +39,10 @@ def write(folder: Path, results: Results, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"about": about, "machine": machine(), "results": asdict(results)})
     pictures = []
-    for name, figure in plots.draw_run(results) if plots.missing() is None else ():
-        plots.png(figure, folder / f"{name}.png")
-        pictures.append((name, plots.svg(figure)))
+    if plots.missing() is None:
+        for name, figure in plots.draw_run(results):
+            plots.png(figure, folder / f"{name}.png")
+        pictures = [(figure.get_suptitle(), plots.svg(figure)) for figure in plots.draw_panels(results)]
     (folder / "report.html").write_text(html(results, about, pictures), encoding="utf-8")
 
 
@@ -63,12 +64,6 @@ def _finite(value: Any) -> Any:
 def html(results: Results, about: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> str:
     """The report: it needs nothing but a browser."""
     title = f"{about.get('url', '')} under {about.get('load', '')}"
-    images = "".join(
-        f'<img alt="{escape(name.replace("_", " "))}" src="data:image/svg+xml;base64,'
-        f'{base64.b64encode(content).decode()}">'
-        for name, content in pictures
-    )
-    images = images or f"<p>No pictures: {escape(str(plots.missing()))}</p>"
     details = {**about, **machine(), "the generator's own lateness, p99": _ms(results.generator.late_p99_ms)}
     details["the generator's share of a core"] = f"{results.generator.cpu_share:.0%}"
     return (
@@ -77,10 +72,21 @@ def html(results: Results, about: Mapping[str, Any], pictures: Sequence[tuple[st
         f"<title>{escape(title)}</title><style>{_STYLE.read_text()}</style>"
         f'<h1>{escape(str(about.get("url", "")))}</h1><p class="sub">{escape(str(about.get("load", "")))}, '
         f"{results.seconds:g} s, {results.requests:,} requests</p>"
-        f'<div class="cards">{_cards(results)}</div><h2>How it went</h2>{images}'
+        f'<div class="cards">{_cards(results)}</div><h2>How it went</h2>{_pictures(pictures)}'
         f"<h2>Errors</h2>{_table(results.errors) if results.errors else '<p>None.</p>'}"
         f"<h2>How it was measured</h2>{_table(details)}</html>\n"
     )
+
+
+def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
+    if not pictures:
+        return f"<p>No pictures: {escape(str(plots.missing()))}</p>"
+    images = "".join(
+        f'<div><img alt="{escape(title)}" src="data:image/svg+xml;base64,'
+        f'{base64.b64encode(content).decode()}"></div>'
+        for title, content in pictures
+    )
+    return f'<div class="pictures">{images}</div>'
 
 
 def _cards(results: Results) -> str:

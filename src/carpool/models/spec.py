@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from carpool.errors import ModelError
+from carpool.errors import MissingExtra, ModelError
 from carpool.models import pull
 from carpool.models.catalog import CATALOG
 from carpool.wire.base import Payload
@@ -54,6 +55,8 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
     path = Path(name).expanduser()
     if name in CATALOG:
         _only(spec, options, ())
+        if not pull.is_cached(CATALOG[name]):
+            check_installed(engine)
         return _embedding(pull.pull(CATALOG[name], progress), engine, CATALOG[name].title)
     if path.is_dir():
         _only(spec, options, ())
@@ -70,6 +73,15 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
         _only(spec, options, ())
         return LocalModel(_PYTHON, {"target": name, "folder": os.getcwd()}, name, "data")
     raise ModelError(f"model {spec!r} is no name, directory, file or Python that is known", _ALLOWED)
+
+
+def check_installed(engine: str) -> None:
+    """Raise `MissingExtra` where what runs a catalogue model is not here: it would be pulled for nothing."""
+    engines = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}
+    of_engine = engines.get(engine, ("openvino", "onnxruntime"))  # any of them will do
+    for anyone in ("tokenizers",), ("numpy",), ("orjson",), of_engine:
+        if not any(find_spec(package) for package in anyone):
+            raise MissingExtra(anyone[0], "onnx" if engine == "onnxruntime" else "local")
 
 
 # By its suffix: what loads a file, and the options that this takes.
