@@ -88,6 +88,9 @@ class Batcher(Generic[In, Out]):
         self._running: dict[asyncio.Task[None], Batch] = {}  # in the order in which they left
         self._overdue: set[asyncio.Task[None]] = set()  # cancelled, as they took too long
         self._overdue_timer: asyncio.TimerHandle | None = None
+        self._starts: dict[
+            int, asyncio.Task[None]
+        ] = {}  # by the number of the replica, also once they are done
         self._leaving: set[int] = set()  # replicas that finish what they have
         self._timer_due = 0.0
         self._closing = False
@@ -109,15 +112,28 @@ class Batcher(Generic[In, Out]):
     async def start(self) -> None:
         """Get the backends ready, all at once. A batcher of a plain function needs no start.
 
-        Where there are several, one that cannot be started leaves the others to serve.
+        It has started once one of them is ready; the others go on in the background, and one that cannot be
+        started is logged. If none can be, the error of the first is raised.
         """
-        starts = (self._start_one(number, backend) for number, backend in self._backends.items())
-        failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
-        if failures and len(failures) == len(self._backends):
+        await _end(self._starts.values())  # of a try before this one
+        self._starts = {
+            number: asyncio.create_task(self._start_one(number, backend))
+            for number, backend in self._backends.items()
+        }
+        starts = pending = set(self._starts.values())
+        try:
+            while pending and not any(map(_has_succeeded, starts)):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _end(starts)
+            raise
+        if any(map(_has_succeeded, starts)):
+            for start in starts:
+                start.add_done_callback(_log_failure)
+        else:
             await _close(self._backends.values())
-            raise failures[0]
-        for failure in failures:
-            logger.error("one of several backends cannot be started", exc_info=failure)
+            for start in self._starts.values():
+                await start
 
     async def add(self, backend: Backend[In, Out]) -> None:
         """Another place where batches run, from now on."""
@@ -131,6 +147,8 @@ class Batcher(Generic[In, Out]):
         self._scheduler.remove_replica(number)
         self._leaving.add(number)
         try:
+            if (start := self._starts.pop(number, None)) is not None:
+                await _end([start])
             if running := [task for task, batch in self._running.items() if batch.replica == number]:
                 await asyncio.wait(running)
         finally:
@@ -191,7 +209,7 @@ class Batcher(Generic[In, Out]):
         if self._open_requests:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
-        await _end(self._running)
+        await _end([*self._running, *self._starts.values()])
         for timer in (self._timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
@@ -454,6 +472,15 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
         asyncio.get_running_loop().call_soon(task.cancel)
     if tasks:
         await asyncio.wait(tasks)
+
+
+def _has_succeeded(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _log_failure(start: asyncio.Task[None]) -> None:
+    if not start.cancelled() and (error := start.exception()) is not None:
+        logger.error("one of several backends cannot be started", exc_info=error)
 
 
 async def _close(backends: Iterable[Backend[Any, Any]]) -> None:
