@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from math import nan
 from typing import Any
 
 import pytest
@@ -525,6 +526,43 @@ def test_a_callback_that_raises_is_that_callers_error(callback: str) -> None:
     first, refused, last = run(main())
     assert (first, last) == ("a", "b")
     assert isinstance(refused, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"priority": "urgent"}, "the priority 'urgent' is unknown; allowed: high, normal, low"),
+        ({"timeout": nan}, "the timeout nan is no number of seconds"),
+        ({"timeout": "1"}, "the timeout '1' is no number of seconds"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """By what was wrong with it, and what is allowed."""
+
+    async def main() -> None:
+        async with Batcher(FakeBackend()) as batcher:
+            with pytest.raises(ValueError, match=message):
+                await batcher.submit("a", **arguments)
+            assert await batcher.submit("b", timeout=1, priority="high") == "b"
+
+    run(main())
+
+
+def test_a_batcher_has_one_backend_at_least_and_knows_which() -> None:
+    """Nothing waits for what cannot come."""
+    with pytest.raises(ValueError, match="one backend at least"):
+        Batcher[str, str]([])
+
+    async def main() -> None:
+        first, second = FakeBackend(), FakeBackend()
+        async with Batcher[str, str]([first, second]) as batcher:
+            with pytest.raises(ValueError, match="no such backend"):
+                await batcher.remove(FakeBackend())
+            await batcher.remove(second)
+            with pytest.raises(ValueError, match="no such backend"):
+                await batcher.remove(second)
+
+    run(main())
 
 
 def test_what_cannot_be_answered_in_time_is_refused_at_arrival() -> None:

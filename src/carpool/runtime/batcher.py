@@ -17,7 +17,7 @@ from typing import Any, Generic, Never, Self, TypeVar, cast
 from carpool.backends.base import Backend
 from carpool.backends.callable import BatchFunction, CallableBackend, batch_error
 from carpool.core.batch import Batch
-from carpool.core.limits import Limits
+from carpool.core.limits import Limits, is_number
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics
@@ -76,6 +76,8 @@ class Batcher(Generic[In, Out]):
         self.policy = policy or BatchPolicy()
         self.limits = limits or Limits()
         backends = _as_backends(backend, self.limits.max_in_flight)
+        if not backends:
+            raise ValueError("a batcher needs one backend at least")
         self._backends = dict(enumerate(backends))  # by the number of the replica, also while it drains
         self._scheduler = Scheduler(self.policy, self.limits, [each.capacity for each in backends])
         self._observers = observers
@@ -143,7 +145,10 @@ class Batcher(Generic[In, Out]):
 
     async def remove(self, backend: Backend[In, Out]) -> None:
         """Send nothing to a backend any more, wait for what is in flight there, release it."""
-        number = next(number for number, known in self._backends.items() if known is backend)
+        numbers = [number for number, known in self._backends.items() if known is backend]
+        if not numbers or numbers[0] in self._leaving:
+            raise ValueError("this batcher has no such backend, or not any more")
+        (number,) = numbers
         self._scheduler.remove_replica(number)
         self._leaving.add(number)
         try:
@@ -269,6 +274,11 @@ class Batcher(Generic[In, Out]):
     async def _submit(
         self, items: list[Any], timeout: float | None, tenant: str, priority: Priority
     ) -> list[Any]:
+        weight = WEIGHTS.get(priority)
+        if weight is None:
+            raise ValueError(f"the priority {priority!r} is unknown; allowed: {', '.join(WEIGHTS)}")
+        if timeout is not None and not is_number(timeout):
+            raise ValueError(f"the timeout {timeout!r} is no number of seconds; allowed: numbers, or None")
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         def deliver(request: Request) -> None:
@@ -284,7 +294,7 @@ class Batcher(Generic[In, Out]):
             deliver,
             costs=None if self._cost is None else list(map(self._cost, items)),
             tenant=tenant,
-            weight=WEIGHTS[priority],
+            weight=weight,
             timeout=timeout,
             key=None if self._key is None else tuple(map(self._key, items)),
         )
