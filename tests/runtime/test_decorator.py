@@ -48,6 +48,23 @@ def test_settings_are_those_of_policy_and_limits() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_isolation_can_be_turned_off() -> None:
+    """Then a batch that fails is called once, and fails everybody in it."""
+    calls: list[list[int]] = []
+
+    @carpool.batched(isolate=False)
+    async def invert(numbers: list[int]) -> list[float]:
+        calls.append(numbers)
+        return [1 / number for number in numbers]
+
+    async def main() -> None:
+        for error in await asyncio.gather(invert(1), invert(0), return_exceptions=True):
+            assert isinstance(error, BackendError)
+
+    run(main())
+    assert calls == [[1, 0]]
+
+
 def test_a_setting_out_of_range_is_refused_where_it_is_written() -> None:
     """The error comes at decoration, not at the first call."""
     with pytest.raises(ConfigError, match="max_batch_size 0 is out of range"):

@@ -70,6 +70,7 @@ def batched(
     policy: PolicyName = ...,
     max_batch_size: int = ...,
     max_wait: float = ...,
+    isolate: bool = ...,
     max_in_flight: int = ...,
     max_queue_size: int | None = ...,
     queue_timeout: float | None = ...,
@@ -82,6 +83,7 @@ def batched(
     policy: PolicyName = "adaptive",
     max_batch_size: int = 32,
     max_wait: float = 0.1,
+    isolate: bool = True,
     max_in_flight: int = 1,
     max_queue_size: int | None = None,
     queue_timeout: float | None = None,
@@ -92,7 +94,7 @@ def batched(
     The settings are those of `BatchPolicy` and `Limits`; times are in seconds. Raises `ConfigError` for one
     that is out of range.
     """
-    batch_policy = BatchPolicy(policy, max_batch_size, max_wait)
+    batch_policy = BatchPolicy(policy, max_batch_size, max_wait, isolate=isolate)
     limits = Limits(max_in_flight, max_queue_size, queue_timeout, batch_timeout)
     if function is None:
         return _Decorator(batch_policy, limits)
