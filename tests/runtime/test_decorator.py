@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 
@@ -98,6 +101,28 @@ def test_each_event_loop_has_its_own_queue() -> None:
         return await echo(item)
 
     assert [run(main(1)), run(main(2))] == [1, 2]
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_timeout": 60}, {"queue_timeout": 60}, {"policy": "timeout"}])
+def test_a_loop_that_is_closed_leaves_nothing(settings: dict[str, Any]) -> None:
+    """A program may call `asyncio.run` for every call; loops, queues and threads must not add up."""
+    threads: list[threading.Thread] = []
+
+    @carpool.batched(max_wait=0.001, **settings)
+    def echo(items: list[int]) -> list[int]:
+        threads.append(threading.current_thread())
+        return items
+
+    async def main() -> tuple[int, ReferenceType[asyncio.AbstractEventLoop]]:
+        return await echo(1), ref(asyncio.get_running_loop())
+
+    loops = [asyncio.run(main())[1] for _ in range(10)]
+    gc.collect()
+    assert sum(loop() is not None for loop in loops) <= 1  # the last one, until the next one is there
+    *ended, _last = threads
+    for thread in ended:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("answer", ["ab", {"a": 1, "b": 2}, {1, 2}, None, 7])

@@ -6,7 +6,6 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from carpool.backends.callable import BatchFunction
 from carpool.core.limits import Limits
@@ -32,7 +31,7 @@ class BatchedFunction(Generic[In, Out]):
         self._function = function
         self._policy = policy
         self._limits = limits
-        self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher[In, Out]] = WeakKeyDictionary()
+        self._batchers: dict[asyncio.AbstractEventLoop, Batcher[In, Out]] = {}
         self.blocking = BlockingBatcher(function, policy, limits)
 
     def __repr__(self) -> str:
@@ -51,6 +50,9 @@ class BatchedFunction(Generic[In, Out]):
         """The batcher of the running event loop."""
         loop = asyncio.get_running_loop()
         if (batcher := self._batchers.get(loop)) is None:
+            for other in list(self._batchers):
+                if other.is_closed():  # with it go its batcher and the threads of that
+                    self._batchers.pop(other, None)
             batcher = Batcher(self._function, self._policy, self._limits, name=self._name)
             self._batchers[loop] = batcher
         return batcher
