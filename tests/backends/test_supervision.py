@@ -53,7 +53,8 @@ async def batching(
     observers = [] if seen is None else [seen]
     async with Batcher(
         backends, BatchPolicy(max_batch_size=most), Limits(20, patience=30), observers=observers
-    ) as batcher:
+    ) as batcher:  # which is ready once one of them is
+        await turns_until(lambda: all(each.trouble() != "the model is not loaded yet" for each in backends))
         yield batcher
 
 

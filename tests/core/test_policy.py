@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
+import numpy as np
 import pytest
 
 from carpool import BatchPolicy, ConfigError, Limits
@@ -19,8 +21,14 @@ from tests.core.support import FIXED, PER_ITEM, Simulation, batch_seconds, echo,
     ("settings", "message"),
     [
         ({"name": "magic"}, "policy 'magic' is unknown: allowed: adaptive, timeout"),
-        ({"max_batch_size": 0}, "max_batch_size 0 is out of range: allowed: 1 and more"),
+        ({"max_batch_size": 0}, "max_batch_size 0 is out of range: allowed: whole numbers, 1 and more"),
+        ({"max_batch_size": 2.5}, "max_batch_size 2.5 is out of range: allowed: whole numbers, 1 and more"),
+        ({"max_batch_size": "8"}, "max_batch_size '8' is out of range: allowed: whole numbers, 1 and more"),
         ({"max_wait": -1.0}, "max_wait -1.0 is out of range: allowed: 0 s and more"),
+        ({"max_wait": nan}, "max_wait nan is out of range: allowed: 0 s and more"),
+        ({"max_wait": None}, "max_wait None is out of range: allowed: 0 s and more"),
+        ({"objective": nan}, "objective nan is out of range: allowed: more than 0, or None"),
+        ({"max_batch_cost": "much"}, "max_batch_cost 'much' is out of range: allowed: more than 0, or None"),
     ],
 )
 def test_a_bad_setting_names_itself_and_what_is_allowed(settings: dict[str, Any], message: str) -> None:
@@ -35,6 +43,32 @@ def test_a_limit_of_nothing_is_refused(name: str) -> None:
     """A limit of 0 would let nothing through; no limit is None."""
     with pytest.raises(ConfigError, match=f"{name} 0 is out of range"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_in_flight", 0.5),
+        ("max_in_flight", None),
+        ("max_queue_size", 2.5),
+        ("max_queue_size", "many"),
+        ("queue_timeout", nan),
+        ("batch_timeout", "1"),
+        ("patience", -1),
+    ],
+)
+def test_a_limit_that_is_no_limit_is_refused(name: str, value: object) -> None:
+    """Each of these was taken once, and some of them hung."""
+    with pytest.raises(ConfigError, match=f"{name} {value!r} is out of range: allowed: "):
+        Limits(**{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    """Settings may be computed."""
+    size: Any = np.int64(8)
+    seconds: Any = np.float32(0.5)
+    assert BatchPolicy(max_batch_size=size, max_wait=seconds).max_batch_size == 8
+    assert Limits(size, queue_timeout=seconds).max_in_flight == 8
 
 
 def test_a_policy_says_what_it_does() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from math import nan
 from typing import Any
 
 import pytest
@@ -527,6 +528,43 @@ def test_a_callback_that_raises_is_that_callers_error(callback: str) -> None:
     assert isinstance(refused, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"priority": "urgent"}, "the priority 'urgent' is unknown; allowed: high, normal, low"),
+        ({"timeout": nan}, "the timeout nan is no number of seconds"),
+        ({"timeout": "1"}, "the timeout '1' is no number of seconds"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """By what was wrong with it, and what is allowed."""
+
+    async def main() -> None:
+        async with Batcher(FakeBackend()) as batcher:
+            with pytest.raises(ValueError, match=message):
+                await batcher.submit("a", **arguments)
+            assert await batcher.submit("b", timeout=1, priority="high") == "b"
+
+    run(main())
+
+
+def test_a_batcher_has_one_backend_at_least_and_knows_which() -> None:
+    """Nothing waits for what cannot come."""
+    with pytest.raises(ValueError, match="one backend at least"):
+        Batcher[str, str]([])
+
+    async def main() -> None:
+        first, second = FakeBackend(), FakeBackend()
+        async with Batcher[str, str]([first, second]) as batcher:
+            with pytest.raises(ValueError, match="no such backend"):
+                await batcher.remove(FakeBackend())
+            await batcher.remove(second)
+            with pytest.raises(ValueError, match="no such backend"):
+                await batcher.remove(second)
+
+    run(main())
+
+
 def test_what_cannot_be_answered_in_time_is_refused_at_arrival() -> None:
     """Once batch times are known; it says when to come back, and is never run."""
     backend = FakeBackend(seconds=1.0)
@@ -569,6 +607,106 @@ def test_what_one_backend_loses_the_other_answers() -> None:
         backends[1].outcomes = []
         async with Batcher[str, str](backends, BatchPolicy(max_batch_size=1)) as batcher:
             assert await asyncio.gather(*map(batcher.submit, "abcd")) == list("abcd")
+
+    run(main())
+
+
+class Slow(FakeBackend):
+    """A backend whose start takes a while, and may fail."""
+
+    def __init__(self, seconds: float, error: Exception | None = None) -> None:
+        super().__init__()
+        self.start_seconds = seconds
+        self.error = error
+        self.events: list[str] = []
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        try:
+            await asyncio.sleep(self.start_seconds)
+        except asyncio.CancelledError:
+            self.events.append("start cancelled")
+            raise
+        if self.error is not None:
+            raise self.error
+        await super().start(on_change)
+
+    async def close(self) -> None:
+        self.events.append("closed")
+        await super().close()
+
+
+def test_one_backend_that_is_ready_is_enough_to_start() -> None:
+    """The others go on in the background, and serve as soon as they can; `close` ends those that still do."""
+    now, later, never = backends = [Slow(0.0), Slow(5.0), Slow(10_000.0)]
+
+    async def main() -> None:
+        async with Batcher[str, str](backends, BatchPolicy(max_batch_size=1)) as batcher:
+            assert asyncio.get_running_loop().time() == 0.0
+            assert await batcher.map("ab") == ["a", "b"]
+            assert now.batches == [["a"], ["b"]]
+            assert [replica.is_up for replica in batcher.replicas()] == [True, False, False]
+            await asyncio.sleep(5.0)
+            assert [replica.is_up for replica in batcher.replicas()] == [True, True, False]
+            await batcher.map("cd")
+            assert len(later.batches) == 1
+
+    run(main())
+    assert never.events == ["start cancelled", "closed"]
+
+
+def test_a_backend_that_cannot_be_started_is_logged_also_when_the_others_serve(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether it fails before one of them is ready or after."""
+    backends = [Slow(1.0, OSError("early")), Slow(2.0), Slow(3.0, OSError("late"))]
+
+    async def main() -> None:
+        async with Batcher[str, str](backends) as batcher:
+            assert asyncio.get_running_loop().time() == 2.0
+            await asyncio.sleep(5.0)
+            assert await batcher.submit("a") == "a"
+
+    run(main())
+    assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["early", "late"]
+
+
+def test_a_batcher_none_of_whose_backends_can_be_started_says_why() -> None:
+    """With the error of the first, whichever failed first; and they are released."""
+    backends = [Slow(2.0, OSError("first")), Slow(1.0, OSError("second"))]
+
+    async def main() -> None:
+        batcher = Batcher[str, str](backends)
+        for _ in range(2):  # it may be tried again
+            with pytest.raises(OSError, match="first"):
+                await batcher.start()
+        assert all(backend.closed for backend in backends)
+        backends[1].error = None
+        await batcher.start()
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_start_that_is_given_up_leaves_nothing_behind() -> None:
+    """The starts are cancelled with it."""
+    backend = Slow(10_000.0)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Batcher[str, str](backend).start(), 1.0)
+        assert backend.events == ["start cancelled"]
+
+    run(main())
+
+
+def test_a_backend_can_leave_while_it_is_starting() -> None:
+    """Its start is over before it is released."""
+    ready, hangs = Slow(0.0), Slow(10_000.0)
+
+    async def main() -> None:
+        async with Batcher[str, str]([ready, hangs]) as batcher:
+            await batcher.remove(hangs)
+            assert hangs.events == ["start cancelled", "closed"]
 
     run(main())
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 
@@ -48,6 +51,23 @@ def test_settings_are_those_of_policy_and_limits() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_isolation_can_be_turned_off() -> None:
+    """Then a batch that fails is called once, and fails everybody in it."""
+    calls: list[list[int]] = []
+
+    @carpool.batched(isolate=False)
+    async def invert(numbers: list[int]) -> list[float]:
+        calls.append(numbers)
+        return [1 / number for number in numbers]
+
+    async def main() -> None:
+        for error in await asyncio.gather(invert(1), invert(0), return_exceptions=True):
+            assert isinstance(error, BackendError)
+
+    run(main())
+    assert calls == [[1, 0]]
+
+
 def test_a_setting_out_of_range_is_refused_where_it_is_written() -> None:
     """The error comes at decoration, not at the first call."""
     with pytest.raises(ConfigError, match="max_batch_size 0 is out of range"):
@@ -83,6 +103,28 @@ def test_each_event_loop_has_its_own_queue() -> None:
     assert [run(main(1)), run(main(2))] == [1, 2]
 
 
+@pytest.mark.parametrize("settings", [{}, {"batch_timeout": 60}, {"queue_timeout": 60}, {"policy": "timeout"}])
+def test_a_loop_that_is_closed_leaves_nothing(settings: dict[str, Any]) -> None:
+    """A program may call `asyncio.run` for every call; loops, queues and threads must not add up."""
+    threads: list[threading.Thread] = []
+
+    @carpool.batched(max_wait=0.001, **settings)
+    def echo(items: list[int]) -> list[int]:
+        threads.append(threading.current_thread())
+        return items
+
+    async def main() -> tuple[int, ReferenceType[asyncio.AbstractEventLoop]]:
+        return await echo(1), ref(asyncio.get_running_loop())
+
+    loops = [asyncio.run(main())[1] for _ in range(10)]
+    gc.collect()
+    assert sum(loop() is not None for loop in loops) <= 1  # the last one, until the next one is there
+    *ended, _last = threads
+    for thread in ended:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("answer", ["ab", {"a": 1, "b": 2}, {1, 2}, None, 7])
 def test_a_return_value_without_a_result_per_input_in_order_is_refused(answer: object) -> None:
     """Two letters, keys or set members are not two results."""
@@ -97,6 +139,45 @@ def test_a_return_value_without_a_result_per_input_in_order_is_refused(answer: o
             assert f"returned {type(answer).__name__}" in str(error)
 
     run(main())
+
+
+def test_a_call_may_be_made_before_its_loop_runs() -> None:
+    """As any coroutine function can be called: `asyncio.run(f(x))`."""
+
+    @carpool.batched
+    async def double(numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
+
+    assert run(double(1)) == 2
+    assert run(double.map([1, 2])) == [2, 4]
+
+
+def test_a_method_is_refused_with_a_way_out() -> None:
+    """Which is as good, and works."""
+    with pytest.raises((TypeError, RuntimeError)) as caught:  # Python before 3.12 wraps what is raised here
+
+        class Refused:
+            @carpool.batched
+            async def double(self, numbers: list[int]) -> list[int]:
+                return [2 * number for number in numbers]
+
+    error = caught.value.__cause__ or caught.value
+    assert "self.double = carpool.batched(self._double)" in str(error)
+
+    class Model:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+            self.multiply = carpool.batched(self._multiply)
+
+        async def _multiply(self, numbers: list[int]) -> list[int]:
+            return [self.factor * number for number in numbers]
+
+        @staticmethod
+        @carpool.batched
+        async def double(numbers: list[int]) -> list[int]:
+            return [2 * number for number in numbers]
+
+    assert [run(Model(2).multiply(3)), run(Model(3).multiply(3)), run(Model(1).double(4))] == [6, 9, 8]
 
 
 def test_threads_share_batches() -> None:

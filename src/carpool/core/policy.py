@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 from carpool.core.arrivals import Arrivals
 from carpool.core.curve import Curve
+from carpool.core.limits import check_count, check_positive, is_number
 from carpool.errors import ConfigError
 
 PolicyName = Literal["adaptive", "timeout"]
@@ -47,14 +48,11 @@ class BatchPolicy:
     def __post_init__(self) -> None:
         if self.name not in get_args(PolicyName):
             raise ConfigError(f"policy {self.name!r} is unknown", f"allowed: {', '.join(get_args(PolicyName))}")
-        if self.max_batch_size < 1:
-            raise ConfigError(f"max_batch_size {self.max_batch_size} is out of range", "allowed: 1 and more")
-        if self.max_wait < 0:
-            raise ConfigError(f"max_wait {self.max_wait} is out of range", "allowed: 0 s and more")
+        check_count("max_batch_size", self.max_batch_size)
+        if not is_number(self.max_wait) or self.max_wait < 0:
+            raise ConfigError(f"max_wait {self.max_wait!r} is out of range", "allowed: 0 s and more")
         for name in ("max_batch_cost", "objective"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} {value} is out of range", "allowed: more than 0")
+            check_positive(name, getattr(self, name))
 
     def __str__(self) -> str:
         if self.name == "timeout":

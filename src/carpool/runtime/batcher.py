@@ -17,7 +17,7 @@ from typing import Any, Generic, Never, Self, TypeVar, cast
 from carpool.backends.base import Backend
 from carpool.backends.callable import BatchFunction, CallableBackend, batch_error
 from carpool.core.batch import Batch
-from carpool.core.limits import Limits
+from carpool.core.limits import Limits, is_number
 from carpool.core.policy import BatchPolicy
 from carpool.core.request import WEIGHTS, Priority, Request
 from carpool.core.scheduler import Scheduler, SchedulerStatistics
@@ -76,6 +76,8 @@ class Batcher(Generic[In, Out]):
         self.policy = policy or BatchPolicy()
         self.limits = limits or Limits()
         backends = _as_backends(backend, self.limits.max_in_flight)
+        if not backends:
+            raise ValueError("a batcher needs one backend at least")
         self._backends = dict(enumerate(backends))  # by the number of the replica, also while it drains
         self._scheduler = Scheduler(self.policy, self.limits, [each.capacity for each in backends])
         self._observers = observers
@@ -88,6 +90,9 @@ class Batcher(Generic[In, Out]):
         self._running: dict[asyncio.Task[None], Batch] = {}  # in the order in which they left
         self._overdue: set[asyncio.Task[None]] = set()  # cancelled, as they took too long
         self._overdue_timer: asyncio.TimerHandle | None = None
+        self._starts: dict[
+            int, asyncio.Task[None]
+        ] = {}  # by the number of the replica, also once they are done
         self._leaving: set[int] = set()  # replicas that finish what they have
         self._timer_due = 0.0
         self._closing = False
@@ -109,15 +114,28 @@ class Batcher(Generic[In, Out]):
     async def start(self) -> None:
         """Get the backends ready, all at once. A batcher of a plain function needs no start.
 
-        Where there are several, one that cannot be started leaves the others to serve.
+        It has started once one of them is ready; the others go on in the background, and one that cannot be
+        started is logged. If none can be, the error of the first is raised.
         """
-        starts = (self._start_one(number, backend) for number, backend in self._backends.items())
-        failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
-        if failures and len(failures) == len(self._backends):
+        await _end(self._starts.values())  # of a try before this one
+        self._starts = {
+            number: asyncio.create_task(self._start_one(number, backend))
+            for number, backend in self._backends.items()
+        }
+        starts = pending = set(self._starts.values())
+        try:
+            while pending and not any(map(_has_succeeded, starts)):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _end(starts)
+            raise
+        if any(map(_has_succeeded, starts)):
+            for start in starts:
+                start.add_done_callback(_log_failure)
+        else:
             await _close(self._backends.values())
-            raise failures[0]
-        for failure in failures:
-            logger.error("one of several backends cannot be started", exc_info=failure)
+            for start in self._starts.values():
+                await start
 
     async def add(self, backend: Backend[In, Out]) -> None:
         """Another place where batches run, from now on."""
@@ -127,10 +145,15 @@ class Batcher(Generic[In, Out]):
 
     async def remove(self, backend: Backend[In, Out]) -> None:
         """Send nothing to a backend any more, wait for what is in flight there, release it."""
-        number = next(number for number, known in self._backends.items() if known is backend)
+        numbers = [number for number, known in self._backends.items() if known is backend]
+        if not numbers or numbers[0] in self._leaving:
+            raise ValueError("this batcher has no such backend, or not any more")
+        (number,) = numbers
         self._scheduler.remove_replica(number)
         self._leaving.add(number)
         try:
+            if (start := self._starts.pop(number, None)) is not None:
+                await _end([start])
             if running := [task for task, batch in self._running.items() if batch.replica == number]:
                 await asyncio.wait(running)
         finally:
@@ -191,7 +214,7 @@ class Batcher(Generic[In, Out]):
         if self._open_requests:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
-        await _end(self._running)
+        await _end([*self._running, *self._starts.values()])
         for timer in (self._timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
@@ -251,6 +274,11 @@ class Batcher(Generic[In, Out]):
     async def _submit(
         self, items: list[Any], timeout: float | None, tenant: str, priority: Priority
     ) -> list[Any]:
+        weight = WEIGHTS.get(priority)
+        if weight is None:
+            raise ValueError(f"the priority {priority!r} is unknown; allowed: {', '.join(WEIGHTS)}")
+        if timeout is not None and not is_number(timeout):
+            raise ValueError(f"the timeout {timeout!r} is no number of seconds; allowed: numbers, or None")
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         def deliver(request: Request) -> None:
@@ -266,7 +294,7 @@ class Batcher(Generic[In, Out]):
             deliver,
             costs=None if self._cost is None else list(map(self._cost, items)),
             tenant=tenant,
-            weight=WEIGHTS[priority],
+            weight=weight,
             timeout=timeout,
             key=None if self._key is None else tuple(map(self._key, items)),
         )
@@ -454,6 +482,15 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
         asyncio.get_running_loop().call_soon(task.cancel)
     if tasks:
         await asyncio.wait(tasks)
+
+
+def _has_succeeded(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _log_failure(start: asyncio.Task[None]) -> None:
+    if not start.cancelled() and (error := start.exception()) is not None:
+        logger.error("one of several backends cannot be started", exc_info=error)
 
 
 async def _close(backends: Iterable[Backend[Any, Any]]) -> None:

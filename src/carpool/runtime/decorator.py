@@ -6,7 +6,6 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from carpool.backends.callable import BatchFunction
 from carpool.core.limits import Limits
@@ -32,25 +31,49 @@ class BatchedFunction(Generic[In, Out]):
         self._function = function
         self._policy = policy
         self._limits = limits
-        self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher[In, Out]] = WeakKeyDictionary()
+        self._batchers: dict[asyncio.AbstractEventLoop, Batcher[In, Out]] = {}
         self.blocking = BlockingBatcher(function, policy, limits)
 
     def __repr__(self) -> str:
         return f"<batched {getattr(self._function, '__qualname__', self._function)}: {self._policy}>"
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        raise TypeError(
+            f"{owner.__qualname__}.{name}: @batched is for functions, as a batch is not of several objects; "
+            f"batch each object's method for itself, as in self.{name} = carpool.batched(self._{name}), "
+            f"or make it a @staticmethod"
+        )
+
     def __call__(self, item: In) -> Coroutine[Any, Any, Out]:
         """One item in, its result out."""
-        return self.batcher.submit(item)
+        try:
+            batcher = self.batcher
+        except RuntimeError:  # no loop runs yet: this is for `asyncio.run(f(x))`
+            return self._call_later(item)
+        return batcher.submit(item)
 
     def map(self, items: Iterable[In]) -> Coroutine[Any, Any, list[Out]]:
         """Many items in, their results out, in the same order."""
-        return self.batcher.map(items)
+        try:
+            batcher = self.batcher
+        except RuntimeError:
+            return self._map_later(items)
+        return batcher.map(items)
+
+    async def _call_later(self, item: In) -> Out:
+        return await self.batcher.submit(item)
+
+    async def _map_later(self, items: Iterable[In]) -> list[Out]:
+        return await self.batcher.map(items)
 
     @property
     def batcher(self) -> Batcher[In, Out]:
         """The batcher of the running event loop."""
         loop = asyncio.get_running_loop()
         if (batcher := self._batchers.get(loop)) is None:
+            for other in list(self._batchers):
+                if other.is_closed():  # with it go its batcher and the threads of that
+                    self._batchers.pop(other, None)
             batcher = Batcher(self._function, self._policy, self._limits, name=self._name)
             self._batchers[loop] = batcher
         return batcher
@@ -70,6 +93,7 @@ def batched(
     policy: PolicyName = ...,
     max_batch_size: int = ...,
     max_wait: float = ...,
+    isolate: bool = ...,
     max_in_flight: int = ...,
     max_queue_size: int | None = ...,
     queue_timeout: float | None = ...,
@@ -82,6 +106,7 @@ def batched(
     policy: PolicyName = "adaptive",
     max_batch_size: int = 32,
     max_wait: float = 0.1,
+    isolate: bool = True,
     max_in_flight: int = 1,
     max_queue_size: int | None = None,
     queue_timeout: float | None = None,
@@ -92,7 +117,7 @@ def batched(
     The settings are those of `BatchPolicy` and `Limits`; times are in seconds. Raises `ConfigError` for one
     that is out of range.
     """
-    batch_policy = BatchPolicy(policy, max_batch_size, max_wait)
+    batch_policy = BatchPolicy(policy, max_batch_size, max_wait, isolate=isolate)
     limits = Limits(max_in_flight, max_queue_size, queue_timeout, batch_timeout)
     if function is None:
         return _Decorator(batch_policy, limits)
