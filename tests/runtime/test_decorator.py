@@ -157,7 +157,7 @@ def test_a_method_is_refused_with_a_way_out() -> None:
     with pytest.raises((TypeError, RuntimeError)) as caught:  # Python before 3.12 wraps what is raised here
 
         class Refused:
-            @carpool.batched
+            @carpool.batched  # type: ignore[arg-type]
             async def double(self, numbers: list[int]) -> list[int]:
                 return [2 * number for number in numbers]
 
