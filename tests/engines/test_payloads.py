@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from carpool.engines import payloads
 from carpool.errors import BadInput
@@ -300,6 +300,14 @@ def test_bytes_that_are_not_what_they_are_said_to_be_are_refused(written: bytes)
     """As the caller's fault: nothing is unpickled, nothing falls through."""
     with pytest.raises(BadInput):
         payloads.read(written)
+
+
+def test_a_photo_is_turned_upright() -> None:
+    """As who took it saw it: a camera that is held sideways says so beside the pixels."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
+    Image.new("RGB", (4, 2)).save(file, "jpeg", exif=exif)
+    assert payloads.read(item("image/jpeg", file.getvalue())).size == (2, 4)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,13 +270,14 @@ def _msgpack(body: memoryview) -> Any:
 
 def _image(body: memoryview) -> Any:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise MissingExtra("pillow", "vision") from error
     try:
         image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG"))
         if image.width * image.height > _MOST_PIXELS:
             raise BadInput(f"the image has {image.width} x {image.height} pixels", f"allowed: {_MOST_PIXELS}")
+        ImageOps.exif_transpose(image, in_place=True)  # cameras write how they were held beside the pixels
         return (_eight_bits(image) if image.mode.startswith("I") else image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput("the body is not a JPEG or PNG image", str(error)) from None
