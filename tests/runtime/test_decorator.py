@@ -141,6 +141,45 @@ def test_a_return_value_without_a_result_per_input_in_order_is_refused(answer: o
     run(main())
 
 
+def test_a_call_may_be_made_before_its_loop_runs() -> None:
+    """As any coroutine function can be called: `asyncio.run(f(x))`."""
+
+    @carpool.batched
+    async def double(numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
+
+    assert run(double(1)) == 2
+    assert run(double.map([1, 2])) == [2, 4]
+
+
+def test_a_method_is_refused_with_a_way_out() -> None:
+    """Which is as good, and works."""
+    with pytest.raises((TypeError, RuntimeError)) as caught:  # Python before 3.12 wraps what is raised here
+
+        class Refused:
+            @carpool.batched  # type: ignore[arg-type]
+            async def double(self, numbers: list[int]) -> list[int]:
+                return [2 * number for number in numbers]
+
+    error = caught.value.__cause__ or caught.value
+    assert "self.double = carpool.batched(self._double)" in str(error)
+
+    class Model:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+            self.multiply = carpool.batched(self._multiply)
+
+        async def _multiply(self, numbers: list[int]) -> list[int]:
+            return [self.factor * number for number in numbers]
+
+        @staticmethod
+        @carpool.batched
+        async def double(numbers: list[int]) -> list[int]:
+            return [2 * number for number in numbers]
+
+    assert [run(Model(2).multiply(3)), run(Model(3).multiply(3)), run(Model(1).double(4))] == [6, 9, 8]
+
+
 def test_threads_share_batches() -> None:
     """Callers that block in eight threads leave as one batch: the policy waits until it is full."""
     sizes: list[int] = []

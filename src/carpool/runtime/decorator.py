@@ -37,13 +37,34 @@ class BatchedFunction(Generic[In, Out]):
     def __repr__(self) -> str:
         return f"<batched {getattr(self._function, '__qualname__', self._function)}: {self._policy}>"
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        raise TypeError(
+            f"{owner.__qualname__}.{name}: @batched is for functions, as a batch is not of several objects; "
+            f"batch each object's method for itself, as in self.{name} = carpool.batched(self._{name}), "
+            f"or make it a @staticmethod"
+        )
+
     def __call__(self, item: In) -> Coroutine[Any, Any, Out]:
         """One item in, its result out."""
-        return self.batcher.submit(item)
+        try:
+            batcher = self.batcher
+        except RuntimeError:  # no loop runs yet: this is for `asyncio.run(f(x))`
+            return self._call_later(item)
+        return batcher.submit(item)
 
     def map(self, items: Iterable[In]) -> Coroutine[Any, Any, list[Out]]:
         """Many items in, their results out, in the same order."""
-        return self.batcher.map(items)
+        try:
+            batcher = self.batcher
+        except RuntimeError:
+            return self._map_later(items)
+        return batcher.map(items)
+
+    async def _call_later(self, item: In) -> Out:
+        return await self.batcher.submit(item)
+
+    async def _map_later(self, items: Iterable[In]) -> list[Out]:
+        return await self.batcher.map(items)
 
     @property
     def batcher(self) -> Batcher[In, Out]:
