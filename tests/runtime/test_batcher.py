@@ -528,6 +528,24 @@ def test_a_callback_that_raises_is_that_callers_error(callback: str) -> None:
     assert isinstance(refused, ValueError)
 
 
+def test_a_batcher_belongs_to_one_event_loop() -> None:
+    """What was under way in the first is lost with it, so the second could wait for ever."""
+    batcher: Batcher[str, str] = Batcher(echo)
+
+    async def again() -> None:
+        with pytest.raises(RuntimeError, match="belongs to another event loop; make one in each"):
+            await asyncio.wait_for(batcher.submit("b"), 1.0)
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await batcher.start()
+
+    assert run(batcher.submit("a")) == "a"
+    run(again())
+
+
+async def echo(items: list[str]) -> list[str]:
+    return items
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

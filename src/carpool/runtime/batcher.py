@@ -83,7 +83,8 @@ class Batcher(Generic[In, Out]):
         self._observers = observers
         self._cost = cost
         self._key = key
-        self._clock: Callable[[], float] | None = None  # known once a loop runs
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one on which it was first used
+        self._clock: Callable[[], float] | None = None  # of that loop
         self._kick_is_due = False
         self._turn_at = 0.0  # the moment of all that arrives before the next kick
         self._timer: asyncio.TimerHandle | None = None
@@ -117,6 +118,8 @@ class Batcher(Generic[In, Out]):
         It has started once one of them is ready; the others go on in the background, and one that cannot be
         started is logged. If none can be, the error of the first is raised.
         """
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            self._bind(loop)
         await _end(self._starts.values())  # of a try before this one
         self._starts = {
             number: asyncio.create_task(self._start_one(number, backend))
@@ -279,7 +282,10 @@ class Batcher(Generic[In, Out]):
             raise ValueError(f"the priority {priority!r} is unknown; allowed: {', '.join(WEIGHTS)}")
         if timeout is not None and not is_number(timeout):
             raise ValueError(f"the timeout {timeout!r} is no number of seconds; allowed: numbers, or None")
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        future: asyncio.Future[list[Any]] = loop.create_future()
 
         def deliver(request: Request) -> None:
             if future.done():  # cancelled in this very turn of the loop
@@ -432,8 +438,19 @@ class Batcher(Generic[In, Out]):
 
     def _now(self) -> float:
         if self._clock is None:
-            self._clock = _clock_of(asyncio.get_running_loop())
+            self._clock = self._bind(asyncio.get_running_loop())
         return self._clock()
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+        """Its queue, timers and tasks are all of one loop, whose clock this is; another would wait for ever."""
+        if self._loop is not None:
+            raise RuntimeError(
+                f"{self!r} belongs to another event loop; make one in each loop, or use @carpool.batched, "
+                "which does, or carpool.BlockingBatcher, which has a loop of its own"
+            )
+        self._loop = loop
+        self._clock = _clock_of(loop)
+        return self._clock
 
     def _deliver(self, ended: Sequence[Request]) -> None:
         """Hand requests that have ended to whoever waits for them."""
