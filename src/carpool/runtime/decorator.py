@@ -116,6 +116,9 @@ def batched(
 
     The settings are those of `BatchPolicy` and `Limits`; times are in seconds. Raises `ConfigError` for one
     that is out of range.
+
+    A plain function that takes longer than `batch_timeout` cannot be stopped: its callers get an error, and it
+    goes on in its thread while the next batch runs in another.
     """
     batch_policy = BatchPolicy(policy, max_batch_size, max_wait, isolate=isolate)
     limits = Limits(max_in_flight, max_queue_size, queue_timeout, batch_timeout)
