@@ -161,6 +161,7 @@ def _workers(model: LocalModel, settings: ModelSettings) -> list[ProcessBackend]
             model.loader,
             model.arguments,
             place,
+            load_timeout=settings.load_timeout_ms / 1000,
             batch_timeout=settings.batch_timeout_ms / 1000,
             max_memory=settings.max_memory_mb << 20 or None,
         )

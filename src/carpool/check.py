@@ -14,15 +14,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from carpool.backends.process import child
+from carpool.backends.process import child, trace
 from carpool.bench.curve import fit
-from carpool.errors import ConfigError
+from carpool.errors import CarpoolError, ConfigError, ModelError
 from carpool.models.spec import LocalModel
 from carpool.wire import payload
 from carpool.wire.call import EMBED, INFER, Call
@@ -41,6 +42,8 @@ _RUNS = 5
 _SECONDS_A_SIZE = 3.0
 _SUFFIXES = {".npy": payload.NPY, ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
+_FINITE = Call.of("infer", finite=True)  # NaN and infinity are to be errors, which JSON writes as null
+
 Run = Callable[[Sequence[Any]], Sequence[bytes | Exception]]
 
 
@@ -56,17 +59,19 @@ class Company:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `times` are the seconds of a batch by its size."""
+    """What was found, by the inputs' places. `times` are the seconds of a batch by its size."""
 
     tolerance: float
     companies: list[Company] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    not_finite: list[int] = field(default_factory=list)
     times: dict[int, float] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[str]:
         """What is wrong, in words."""
         found = [f"{each.name}: {each.failure}" for each in self.companies if each.failure]
+        found += [f"alone: the answer to input {place} has NaN or infinity in it" for place in self.not_finite]
         return found + [
             f"{each.name}: the answer to input {each.place} differs by {each.difference:.3g} of its length"
             for each in self.companies
@@ -84,35 +89,60 @@ class Report:
         for size, seconds in self.times.items():
             gain = self.times[min(self.times)] / min(self.times) * size / seconds
             yield f"{size:<10} {seconds * 1e3:>9.2f} {seconds / size * 1e3:>9.2f} {gain:>6.2f}"
-        line = fit({size: seconds * 1e3 for size, seconds in self.times.items()})
-        yield f"S(b) = {line.a:.2f} ms + {line.c:.2f} ms * b"
+        if self.times:
+            line = fit({size: seconds * 1e3 for size, seconds in self.times.items()})
+            yield f"S(b) = {line.a:.2f} ms + {line.c:.2f} ms * b"
 
 
 def check(
     local: LocalModel, files: Sequence[Path] = (), sizes: Sequence[int] = SIZES, tolerance: float = TOLERANCE
 ) -> Report:
     """Load the model and run it in every company. Raises `ConfigError` where there is nothing to run it on."""
-    model = child.load(local.loader, local.arguments)
+    if not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance {tolerance:g} is out of range", "allowed: 0 or more")
+    model = _loaded(local)
     info = msgspec.to_builtins(model.info)
-    call = EMBED if local.takes == "text" or "infer" not in info.get("can", ("infer",)) else INFER
-    inputs = _given(files, call) if files else _made(info, call)
+    can = ("embed",) if local.takes == "text" else info.get("can", ("infer",))
+    takes_texts = "infer" not in can
+    inputs = _given(files, takes_texts) if files else _made(info, takes_texts)
+    call = INFER if not takes_texts else EMBED if "embed" in can else Call.of("rerank", query=str(inputs[0]))
 
-    def run(items: Sequence[Any]) -> Sequence[bytes | Exception]:
-        return model.run(items) if call is EMBED else model.run(items, call)  # type: ignore[call-arg]
+    def run(items: Sequence[Any], call: Call = call) -> Sequence[bytes | Exception]:
+        try:
+            made = model.run(items) if call is EMBED else model.run(items, call)  # type: ignore[call-arg]
+            return [_score(rank) for rank in made] if call.operation == "rerank" else made
+        except SystemExit as error:  # which would end the check, too, and without a word
+            raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
     report = Report(tolerance)
     compare(run, inputs, sizes, report)
-    report.times = measure(run, _alike(inputs), sizes)
+    strictly = partial(run, call=_FINITE if call is INFER else call)
+    alone = [_alone(strictly, item) for item in inputs]
+    report.not_finite = [place for place, one in enumerate(alone) if isinstance(one, FloatingPointError)]
+    measure(run, _alike([item for at, item in enumerate(inputs) if at not in report.refused]), sizes, report)
     return report
+
+
+def _loaded(local: LocalModel) -> child.Model:
+    """The model, or a word on why there is none, with the place in its code behind it."""
+    try:
+        return child.load(local.loader, local.arguments)
+    except CarpoolError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"the model cannot be loaded: {type(error).__name__}"
+        raise ModelError(what, str(error)) from trace.raised(error)
 
 
 def compare(run: Run, inputs: Sequence[Any], sizes: Sequence[int], report: Report) -> None:
     """Run inputs alone, then in company, and write down what differs."""
-    alone = [run([item])[0] for item in inputs]
-    report.refused = {place: str(one) for place, one in enumerate(alone) if isinstance(one, Exception)}
-    places = [place for place in range(len(inputs)) if place not in report.refused]
+    alone = [_alone(run, item) for item in inputs]
+    refused = {place: one for place, one in enumerate(alone) if isinstance(one, Exception)}
+    report.refused = {place: _said(error) for place, error in refused.items()}
+    places = [place for place in range(len(inputs)) if place not in refused]
     if not places:
-        raise ConfigError("the model refuses every input", next(iter(report.refused.values())))
+        first = refused[0]
+        raise ConfigError("the model refuses every input", _said(first)) from trace.raised(first)
     expected = {place: numbers(msgspec.json.decode(_json(alone[place]))) for place in places}
 
     def company(name: str, batches: Sequence[Sequence[int]]) -> None:
@@ -129,6 +159,22 @@ def compare(run: Run, inputs: Sequence[Any], sizes: Sequence[int], report: Repor
     company("before the shortest", [[place, shortest] for place in places])
     company("all in another order", [random.Random(0).sample(places, len(places))])
     company("beside itself", [[place, place] for place in places])
+
+
+def _score(rank: bytes | Exception) -> bytes | Exception:
+    """That of a text for the query; beside it is its place in the batch, which may be any."""
+    return rank if isinstance(rank, Exception) else msgspec.json.encode(msgspec.json.decode(rank)["score"])
+
+
+def _alone(run: Run, item: Any) -> bytes | Exception:
+    try:
+        return run([item])[0]
+    except Exception as error:
+        return error
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, CarpoolError) else f"{type(error).__name__}: {error}"
 
 
 def _company(
@@ -148,7 +194,7 @@ def _company(
                 given = numbers(msgspec.json.decode(_json(answer)))
                 worst = max(worst, Company(name, difference(expected[place], given), place), key=_size)
         except Exception as error:  # whatever a model raises is what this is to find
-            return Company(name, failure=f"{type(error).__name__}: {error}")
+            return Company(name, failure=_said(error))
     return worst
 
 
@@ -175,36 +221,42 @@ def difference(expected: Sequence[Any], given: Sequence[Any]) -> float:
     """How far the numbers are apart, as a part of the expected ones' length; all else must be equal."""
     if len(expected) != len(given):
         return math.inf
-    apart = total = 0.0
+    pairs: list[tuple[float, float]] = []
     for one, other in zip(expected, given, strict=True):
         if _is_number(one) and _is_number(other):
-            apart += (one - other) ** 2
-            total += one**2
+            pairs.append((one, other))
         elif one != other:
             return math.inf
-    return math.sqrt(apart / total) if total else math.sqrt(apart)
+    apart = math.hypot(*[one - other for one, other in pairs])  # of any size: no square is too large for it
+    total = math.hypot(*[one for one, _ in pairs])
+    return apart / total if total else apart
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def measure(run: Run, items: Sequence[Any], sizes: Sequence[int]) -> dict[int, float]:
-    """The typical seconds of a batch of each size, of inputs that are alike."""
-    times = {}
+def measure(run: Run, items: Sequence[Any], sizes: Sequence[int], report: Report) -> None:
+    """Write down the typical seconds of a batch of each size, of inputs that are alike, until one fails."""
     for size in sizes:
-        batch = [items[at % len(items)] for at in range(size)]
+        try:
+            report.times[size] = _seconds(run, [items[at % len(items)] for at in range(size)])
+        except Exception as error:
+            report.companies.append(Company(f"{size} that are alike", failure=_said(error)))
+            return
+
+
+def _seconds(run: Run, batch: Sequence[Any]) -> float:
+    run(batch)
+    taken: list[float] = []
+    while len(taken) < _RUNS and sum(taken) < _SECONDS_A_SIZE:
+        start = time.perf_counter()
         run(batch)
-        taken: list[float] = []
-        while len(taken) < _RUNS and sum(taken) < _SECONDS_A_SIZE:
-            start = time.perf_counter()
-            run(batch)
-            taken.append(time.perf_counter() - start)
-        times[size] = statistics.median(taken)
-    return times
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
-def _given(files: Sequence[Path], call: Call) -> list[Any]:
+def _given(files: Sequence[Path], takes_texts: bool) -> list[Any]:
     """The inputs in files: JSON lines, or one tensor or image each."""
     inputs: list[Any] = []
     for file in files:
@@ -216,7 +268,7 @@ def _given(files: Sequence[Path], call: Call) -> list[Any]:
             inputs.append(payload.head(_SUFFIXES[file.suffix.lower()], {}) + body)
         else:
             lines = [line for line in body.splitlines() if line.strip()]
-            inputs += [b'{"data":' + line + b"}" if call is INFER else _text(line, file) for line in lines]
+            inputs += [_text(line, file) if takes_texts else b'{"data":' + line + b"}" for line in lines]
     if not inputs:
         raise ConfigError("the files hold no input", "expected one JSON value a line")
     return inputs
@@ -229,10 +281,10 @@ def _text(line: bytes, file: Path) -> Any:
         raise ConfigError(f"{file} is not JSON lines: {line[:40]!r}", str(error)) from None
 
 
-def _made(info: dict[str, Any], call: Call) -> list[Any]:
+def _made(info: dict[str, Any], takes_texts: bool) -> list[Any]:
     """Texts of very different lengths, or random tensors of the model's shape."""
     dice = random.Random(0)
-    if call is EMBED:
+    if takes_texts:
         words = [f"{first}{second}" for first, second in pairwise("batchqueuereplicaupstream")]
         return [" ".join(dice.choices(words, k=count)) for count in _WORDS]
     shape = info.get("input_shape")

@@ -183,6 +183,11 @@ class ModelSettings:
         "Longest that a request may wait in the queue before it ends with 408.",
         between=(1, 3_600_000),
     )
+    load_timeout_ms: int = _setting(
+        600_000,
+        "Longest that a worker process may load its model before it is ended, and another tries.",
+        between=(1, 86_400_000),
+    )
     batch_timeout_ms: int = _setting(
         60_000, "Longest that a batch may run before it ends with 502.", between=(1, 3_600_000)
     )

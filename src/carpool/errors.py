@@ -10,7 +10,7 @@
     │   ├── NotAllowed   401   the upstream does not serve whoever asks; also 403
     │   ├── NotFound     404   no such route
     │   ├── WrongMethod  405   the route exists, the method does not
-    │   ├── TooLarge     413   the body is over the limit
+    │   ├── TooLarge     413   the body is over the limit, or has more inputs than the queue may hold
     │   └── WrongType    415   the content type is not one the route reads
     ├── TimedOut         408   the request could not be answered in time and was not run
     ├── Overloaded       429   the queue is full or too long for it; `retry_after` says when to come back
@@ -20,9 +20,12 @@
     │   ├── BatchTooLarge      it refused the batch for its size, or ran out of memory over it
     │   ├── Unreachable        it did not take the batch, or was lost over it: another try may succeed
     │   │   └── Crashed        the process that ran the batch has ended; twice, and it may be of the batch
+    │   │       └── Hung       it had to be ended, as it took too long
     │   └── Abandoned          nobody waits for the batch any more, so it was ended; no caller ever sees it
     └── Unavailable      503   nothing can serve now: starting, no replica
         └── ShuttingDown       this server goes away; another may serve
+
+`Raised` is in no tree: it is never raised, but stands behind a failure for what a model raised elsewhere.
 
 It knows nothing of HTTP beyond the number, and nothing of how a dialect writes an error down.
 """
@@ -98,7 +101,7 @@ class WrongMethod(CallerError):
 
 
 class TooLarge(CallerError):
-    """The body is over the limit of its route."""
+    """The body is over the limit of its route, or has more inputs than the queue may hold."""
 
     status = 413
 
@@ -143,12 +146,35 @@ class BatchTooLarge(BackendError):
     """The backend refused the batch for its size, or ran out of memory over it; a smaller one may pass."""
 
 
+class Raised(Exception):
+    """What a model raised in its own process: the `__cause__` of the failure that callers are told of.
+
+    `traceback` is for whoever runs the model, and never for a caller.
+    """
+
+    def __init__(self, kind: str, message: str, traceback: str = "") -> None:
+        super().__init__(kind, message, traceback)
+        self.kind = kind
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
 class Unreachable(BackendError):
     """The backend cannot be reached or was lost over the batch; nothing that was in it is to blame."""
 
 
 class Crashed(Unreachable):
     """The process that ran the batch died or had to be ended over it; twice, and one item may be to blame."""
+
+
+class Hung(Crashed):
+    """The process that ran the batch took longer than a batch may take, so it was ended."""
 
 
 class Abandoned(BackendError):

@@ -169,6 +169,21 @@ def test_a_backend_that_is_not_started_says_so() -> None:
         asyncio.run(HttpBackend("http://a").run([b'"a"']))
 
 
+def test_an_upstream_whose_name_is_not_known() -> None:
+    """The system's words alone say so, whoever has asked."""
+
+    async def main() -> None:
+        backend = HttpBackend("http://nowhere.invalid")
+        await backend.start(lambda: None)
+        start = "the upstream cannot be reached at http://nowhere.invalid: "
+        while not str(backend.trouble()).startswith(start):
+            await asyncio.sleep(0.01)
+        assert not set(str(backend.trouble()).removeprefix(start)) & set("[]:")
+        await backend.close()
+
+    run(main())
+
+
 def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
     """The proxy starts before its upstream, says so, and joins by itself, within a second."""
     with socket.socket() as probe:
@@ -180,8 +195,13 @@ def test_an_upstream_that_is_not_up_yet_is_found_when_it_is() -> None:
         backend = HttpBackend(f"http://127.0.0.1:{port}")
         await backend.start(lambda: changes.append(backend.trouble()))
         assert backend.trouble() is not None
-        with pytest.raises(Unreachable, match="cannot be reached"):
+        words = f"the upstream cannot be reached at http://127.0.0.1:{port}: Connection refused"
+        while backend.trouble() != words:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unreachable, match="cannot be reached") as caught:
             await backend.run([b'"a"'])
+        assert str(caught.value) == words
+        assert backend.trouble() == words
         upstream = RawUpstream()
         upstream.port = port
         async with upstream:

@@ -17,7 +17,9 @@ from aiohttp import web
 
 from carpool.backends.http import HttpBackend
 from carpool.core.replica import Capacity
-from carpool.errors import BackendError, Unreachable
+from carpool.core.request import Request
+from carpool.errors import BackendError, NotFound, Unreachable
+from carpool.runtime.batcher import Batcher
 from carpool.wire.call import Call
 from tests.support.servers import holds_within_a_second
 from tests.support.upstream import vector
@@ -43,6 +45,8 @@ class Server:
         reply = self.routes.get(asked)
         if callable(reply):
             reply = reply(json.loads(await request.text()))
+        if isinstance(reply, web.Response):
+            return reply
         if isinstance(reply, int) or reply is None:
             return web.Response(status=reply or 404)
         return web.json_response(reply)
@@ -195,6 +199,107 @@ def test_health_that_is_refused_is_trouble_until_it_is_not() -> None:
     run(main())
 
 
+def test_a_models_name_is_escaped_once() -> None:
+    """Whether it comes from the settings or from the URL."""
+    routes = {asked.replace("models/m", "models/my%20model%3F"): answer for asked, answer in KSERVE.items()}
+
+    async def main() -> None:
+        async with serving(routes) as server:
+            for backend in (
+                HttpBackend(server.url, upstream="kserve_v2", model="my model?"),
+                HttpBackend(f"{server.url}/v2/models/my%20model%3F/infer"),
+            ):
+                await until_described(backend)
+                assert backend.capacity == Capacity(batch_size=2)
+                assert len(await backend.run([b'"a"'])) == 1
+                assert backend.description.model == "my model?"
+                await backend.close()
+
+    run(main())
+
+
+def test_openais_usual_base_url_is_one() -> None:
+    """Embeddings are under it."""
+
+    async def main() -> None:
+        async with serving(OPENAI) as server:
+            for path in ("/v1", "/v1/"):
+                backend = HttpBackend(server.url + path)
+                await until_described(backend)
+                assert len(await backend.run([b'"a"'])) == 1
+                assert (backend.description.dialect.name, backend.description.model) == ("openai", "m")
+                await backend.close()
+
+    run(main())
+
+
+def test_a_url_without_embeddings_is_trouble_until_they_are_there() -> None:
+    """Though a server answers there, which may have no route for health; what else it serves is forwarded."""
+
+    async def main() -> None:
+        async with serving(TEI) as server:
+            backend = HttpBackend(f"{server.url}/x/embed")
+            await backend.start(lambda: None)
+            while "404 to POST /x/embed" not in str(backend.trouble()):
+                await asyncio.sleep(0.01)
+            assert backend.unreachable() is None
+            with pytest.raises(BackendError, match="404"):
+                await backend.run([b'"a"'])
+            server.routes = TEI | {"POST /x/embed": tei}
+            while backend.trouble() is not None:
+                await asyncio.sleep(0.01)
+            assert len(await backend.run([b'"a"'])) == 1
+            await backend.close()
+
+    run(main())
+
+
+def test_embeddings_that_turn_out_to_be_nowhere_are_trouble() -> None:
+    """Of a base URL that is not asked before: the upstream may be there for what is forwarded."""
+
+    async def main() -> None:
+        async with serving({}) as server:
+            backend = HttpBackend(server.url)
+            await until_described(backend)
+            await asyncio.sleep(0.1)
+            assert [asked for asked, _ in server.heads if "embed" in asked] == []
+            with pytest.raises(BackendError, match="404"):
+                await backend.run([b'"a"'])
+            assert await holds_within_a_second(lambda: "404 to POST /embed" in str(backend.trouble()))
+            await backend.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [400, 401, 405, 422, 500])
+def test_embeddings_that_are_refused_where_none_are_asked_for_are_there(status: int) -> None:
+    """Whatever is said to a question without an input, but that there is nothing."""
+
+    async def main() -> None:
+        async with serving({"POST /v1/embeddings": status}) as server:
+            backend = HttpBackend(f"{server.url}/v1/embeddings")
+            await until_described(backend)
+            assert [asked for asked, _ in server.heads].count("POST /v1/embeddings") == 1
+            await backend.close()
+
+    run(main())
+
+
+def test_a_model_that_is_not_there_is_no_missing_route() -> None:
+    """By its words; so it concerns those alone who ask for it."""
+
+    def refuse(body: Any) -> web.Response:
+        return web.json_response({"error": {"message": "The model `m` does not exist."}}, status=404)
+
+    async def main() -> None:
+        async with serving({"POST /v1/embeddings": refuse}) as server:
+            backend = HttpBackend(f"{server.url}/v1", model="m")
+            await until_described(backend)
+            await backend.close()
+
+    run(main())
+
+
 def test_an_upstream_that_dies_while_nothing_is_asked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look now and then, while there are no batches to tell."""
     monkeypatch.setattr("carpool.backends.http.backend._WELL_SECONDS", 0.6)
@@ -233,6 +338,30 @@ def test_credentials_travel_in_their_header() -> None:
     run(main())
 
 
+def test_a_model_that_is_not_there_is_the_callers_affair() -> None:
+    """However often one asks for it, it counts against no upstream and concerns nobody else."""
+    routes = OPENAI | {"POST /v1/embeddings": lambda body: openai(body) if body["model"] == "m" else 404}
+
+    async def main() -> None:
+        async with serving(routes) as server:
+            backend = HttpBackend(server.url, upstream="openai", model="m")
+            async with Batcher(backend) as batcher:
+                for _ in range(20):
+                    unknown = await ended(batcher, Call.of("embed", model="no"))
+                    assert type(unknown.error) is NotFound
+                assert all(replica.is_up for replica in batcher.replicas())
+                assert (await ended(batcher, None)).error is None
+
+    async def ended(batcher: Batcher[Any, Any], group: Call | None) -> Request:
+        done = asyncio.Event()
+        request = Request([b'"a"'], lambda _: done.set(), group=group)
+        batcher.enqueue(request)
+        await done.wait()
+        return request
+
+    run(main())
+
+
 def test_credentials_that_are_no_header_are_refused() -> None:
     """A line break in them would be a header of the caller's own."""
 
@@ -266,6 +395,22 @@ def test_every_operation_reaches_its_own_route() -> None:
             assert len(scores) == 3
             asked = [route for route, _ in server.heads if route == "POST /similarity"]
             assert len(asked) == 2  # the source counts as well: 4 in one request would be more than 3
+            await backend.close()
+
+    run(main())
+
+
+def test_a_call_with_a_long_text_is_not_kept_prepared() -> None:
+    """As of a rerank, whose query makes a kind of call of its own."""
+
+    async def main() -> None:
+        async with serving(TEI | {"POST /rerank": lambda _: [{"index": 0, "score": 1}]}) as server:
+            backend = HttpBackend(server.url, upstream="tei")
+            await until_described(backend)
+            for query, kept in (("q" * 1000, 1), ("q" * 1001, 1), ("q", 2)):
+                call = Call.of("rerank", credentials="c" * 24, query=query)
+                assert len(await backend.run([b'"a"'], call)) == 1
+                assert backend._prepare_again.cache_info().currsize == kept
             await backend.close()
 
     run(main())

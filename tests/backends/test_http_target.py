@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from carpool.backends.http.target import Target
+from carpool.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from carpool.backends.http.target import Target
         ("https://tei/custom/path", "https://tei/custom/path"),
         ("http://tei/embed?key=a", "http://tei/embed?key=a"),
         ("http://tei/?key=a", "http://tei/embed?key=a"),
+        ("https://a/openai/v1?key=a", "https://a/openai/v1/embeddings?key=a"),
         ("http://[::1]:8080", "http://[::1]:8080/embed"),
         ("http://tei/caf%C3%A9/embed", "http://tei/caf%C3%A9/embed"),
     ],
@@ -35,7 +37,10 @@ def test_a_base_url_means_embed_and_a_path_is_used_as_it_is(given: str, used: st
         ("http://a/v1/embeddings", "openai", "", ""),
         ("http://a/openai/v1/embeddings", "openai", "", "/openai"),
         ("http://a/embeddings", "openai", "", ""),
+        ("http://a/v1", "openai", "", ""),
+        ("http://a/openai/v1/", "openai", "", "/openai"),
         ("http://a/v2/models/minilm/infer", "kserve_v2", "minilm", ""),
+        ("http://a/v2/models/my%20model%2F1/infer", "kserve_v2", "my model/1", ""),
         ("http://a/x/v2/models/minilm/versions/3/infer", "kserve_v2", "minilm", "/x"),
     ],
 )
@@ -68,3 +73,11 @@ def test_where_it_is_and_who_is_asking(
     assert (target.host, target.port, target.authority) == (host, port, authority)
     assert target.credentials == credentials
     assert "@" not in str(target)
+
+
+@pytest.mark.parametrize("path", ["@127.0.0.2:9940/steal", "*", "elsewhere:80", ":80/x", ".example.com/x", ""])
+def test_what_is_no_path_goes_nowhere(path: str) -> None:
+    """Put behind the host, it could name another one."""
+    for url in ("http://a:80", "http://a/base/embed"):
+        with pytest.raises(BadInput, match="is not a path"):
+            Target.of(url).url(path)

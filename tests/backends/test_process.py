@@ -18,7 +18,7 @@ import uvloop
 
 from carpool.backends.process import frames, shared
 from carpool.backends.process.parent import ProcessBackend, Worker
-from carpool.errors import BackendError, ConfigError, Crashed
+from carpool.errors import BackendError, ConfigError, Crashed, Raised
 from carpool.wire.call import Call
 
 
@@ -105,6 +105,24 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start(
     run(main())
 
 
+def test_where_a_model_raised_as_it_was_loaded_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What its loader refused in words needs no line of code."""
+
+    async def main(loader: str, arguments: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError):
+            await ProcessBackend(loader, arguments).start(lambda: None)
+
+    run(main("toy_model:load", {"refuse": True}))
+    assert not caplog.records
+    run(main("toy_model:fail", {}))
+    [record] = caplog.records
+    assert record.message == "the model cannot be loaded: RuntimeError: broken weights"
+    trace = vars(record)["exception"]
+    assert 'toy_model.py", line' in trace
+    assert "in fail\n    raise RuntimeError" in trace
+    assert "child.py" not in trace
+
+
 def test_a_worker_that_dies_while_loading_is_an_error_and_not_a_hang() -> None:
     """A crash in native code says nothing at all."""
 
@@ -123,7 +141,11 @@ def test_a_model_that_raises_fails_its_batch_and_lives_on() -> None:
             pid = pid_in(await backend.run([b'"a"']))
             with pytest.raises(BackendError, match="the model raised ValueError") as caught:
                 await backend.run([b'"a"', b'"raise"'])
-            assert str(caught.value.__cause__) == "no"
+            cause = caught.value.__cause__
+            assert isinstance(cause, Raised)
+            assert repr(cause) == "ValueError: no"
+            assert 'toy_model.py", line' in cause.traceback
+            assert "toy_model" not in str(caught.value)
             assert pid_in(await backend.run([b'"print"'])) == pid
 
     run(main())
@@ -152,9 +174,26 @@ def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
             with pytest.raises(BackendError, match="the worker process died"):
                 await backend.run([b'"a"', b'"die"'])
             assert "the worker process died" in str(backend.trouble())
-            await turns_until(lambda: "(status -9)" in str(backend.trouble()))
+            assert "(signal SIGKILL)" in str(backend.trouble())
             assert pid_in(await backend.run([b'"b"'])) != pid
             assert backend.trouble() is None
+
+    run(main())
+
+
+def test_a_new_worker_has_one_batch_at_a_time() -> None:
+    """Of two that were with the one that died either may have been at fault: the next is to tell which."""
+
+    async def main() -> None:
+        async with toy() as backend:
+            with pytest.raises(Crashed):
+                await backend.run([b'"die"'])
+            await turns_until(lambda: backend.trouble() is None)
+            running = [backend.run([item]) for item in (b'"a"', b'"b"')]
+            assert backend._latest is not None
+            assert backend._latest.unanswered == 1
+            answers = await asyncio.gather(*running)
+            assert [texts_in(answer) for answer in answers] == [["a"], ["b"]]
 
     run(main())
 
@@ -398,26 +437,18 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     """Its answer is dropped, and its memory is not written before the worker is done with it."""
 
     async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
+        async with toy("toy_model:in_place") as backend:
+            pid = backend.info["pid"]
             first, given_up, third = (
-                asyncio.create_task(backend.run(large(text))) for text in ("sleep", "second", "third")
+                asyncio.create_task(backend.run(large(text), Call("infer")))
+                for text in ("first", "second", "third")
             )
-            await asyncio.sleep(0.1)
+            await turns_until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG))
             given_up.cancel()
-            assert texts_in(await first) == ["sleep", "sleep"]
-            assert texts_in(await third) == ["third", "third"]
-
-    run(main())
-
-
-def test_a_model_that_exits_ends_its_worker_though_a_thread_waits_for_the_next_batch() -> None:
-    """As `sys.exit` does where nothing else runs."""
-
-    async def main() -> None:
-        async with toy("toy_model:ahead") as backend:
-            with pytest.raises(Crashed):
-                await asyncio.wait_for(backend.run(large("exit")), 20)
-            assert texts_in(await backend.run(large("b"))) == ["b", "b"]
+            await asyncio.wait([given_up])
+            os.kill(pid, signal.SIGCONT)
+            assert json.loads((await first)[0]) == ["first"] * 2
+            assert json.loads((await third)[0]) == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
 
     run(main())
 

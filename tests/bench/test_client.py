@@ -34,7 +34,7 @@ def measure(make: Callable[[Target], Load], scripts: list[Script], patience: flo
             load = make(Target(server.url, "tei"))
             await load.prepare()
             await load.run(0.0, SECONDS, patience)
-            await asyncio.sleep(0.02)  # the server sees that the connections are gone
+            await server.until_left()
             return load
 
     return asyncio.run(main())

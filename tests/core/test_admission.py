@@ -8,7 +8,7 @@ import pytest
 
 from carpool.core.admission import ComeBack
 from carpool.core.request import Request
-from carpool.errors import Overloaded, TimedOut
+from carpool.errors import Overloaded, TimedOut, TooLarge
 from tests.core.support import Simulation, echo, make, must_take, submit, taught
 
 
@@ -23,6 +23,14 @@ def test_a_hopeless_request_is_refused_at_arrival() -> None:
     assert 1 <= caught.value.retry_after <= 30
     assert scheduler.statistics().waiting == 320
     submit(scheduler, now, "patient", timeout=2.0)
+
+
+def test_what_the_queue_can_never_hold_is_refused_for_good() -> None:
+    """To come back would not help, be the queue as empty as it may."""
+    scheduler = make(queue=4)
+    with pytest.raises(TooLarge, match="5 inputs: at most 4"):
+        submit(scheduler, 0.0, *range(5))
+    submit(scheduler, 0.0, *range(4))
 
 
 def test_a_deadline_is_believed_as_long_as_nothing_is_known() -> None:

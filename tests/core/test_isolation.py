@@ -12,7 +12,7 @@ from carpool.core.batch import Batch
 from carpool.core.isolation import Quarantine, halves
 from carpool.core.request import Request
 from carpool.core.scheduler import Scheduler
-from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Crashed
+from carpool.errors import BackendError, BatchFailed, BatchTooLarge, Crashed, Hung
 from tests.core.support import Simulation, echo, fails_on, make, must_take, serve_all, submit
 
 
@@ -157,7 +157,7 @@ def test_the_size_that_was_too_large_is_approached_again() -> None:
 
 
 def test_one_item_that_is_too_large_by_itself_does_not_make_every_batch_small() -> None:
-    """What its companions have shown the backend to bear still holds."""
+    """The batches that were too large with it were so because of it: their sizes are borne as before."""
     scheduler = make(32)
     giant = lambda batch: BatchTooLarge("no") if "giant" in batch.items else echo(batch)  # noqa: E731
     submit(scheduler, 0.0, "giant")
@@ -165,6 +165,17 @@ def test_one_item_that_is_too_large_by_itself_does_not_make_every_batch_small() 
     requests = singles(scheduler, [*range(5), "giant", *range(5, 31)], 1.0)
     serve_all(scheduler, 1.0, giant)
     assert [request.items[0] for request in requests if request.error is not None] == ["giant"]
+    singles(scheduler, range(32), 2.0)
+    assert len(must_take(scheduler, 2.0)) == 32
+
+
+def test_what_a_replica_has_shown_to_bear_outlives_an_item_that_is_too_large() -> None:
+    """Only what the search for that item has taken from it comes back."""
+    scheduler = make(32)
+    singles(scheduler, range(32))
+    serve_all(scheduler, 0.0, bears(20))
+    singles(scheduler, [*range(5), "giant", *range(5, 15)], 1.0)
+    serve_all(scheduler, 1.0, lambda batch: BatchTooLarge("no") if "giant" in batch.items else echo(batch))
     singles(scheduler, range(32), 2.0)
     assert len(must_take(scheduler, 2.0)) == 16
 
@@ -185,6 +196,8 @@ def test_the_quarantine_is_bounded() -> None:
     assert quarantine.find(0.0, 0) is None
     assert quarantine.find(0.0, 4999) is not None
     assert len(quarantine.known) <= 1024
+    assert quarantine.find(61.0, 0) is None
+    assert not quarantine.known  # the minute is over for all of them
 
 
 def dies_of(*deadly: Any) -> Callable[[Batch], list[Any] | BaseException]:
@@ -192,9 +205,9 @@ def dies_of(*deadly: Any) -> Callable[[Batch], list[Any] | BaseException]:
     return lambda batch: Crashed("it died") if set(deadly) & set(batch.items) else echo(batch)
 
 
-def run_together(simulation: Simulation, items: Sequence[Any]) -> None:
+def run_together(simulation: Simulation, items: Sequence[Any], has_keys: bool = True) -> None:
     """All arrive before the first batch leaves."""
-    *first, last = [Request([item], key=item) for item in items]
+    *first, last = [Request([item], key=item if has_keys else None) for item in items]
     for request in first:
         simulation.scheduler.submit(0.0, request)
     simulation.run([(0.0, last)])
@@ -224,12 +237,62 @@ def test_an_item_that_two_processes_died_of_is_named_and_not_run_again(others: i
         submit(scheduler, 30.0, "bad", key="bad")
 
 
+def test_what_is_deadly_is_recognised_where_nothing_else_is() -> None:
+    """Requests of a model that may answer the same in many ways have no key, but they have contents."""
+    scheduler = make(8)
+    run_together(Simulation(scheduler, dies_of("bad")), ["bad", *range(7)], has_keys=False)
+    with pytest.raises(BatchFailed):
+        submit(scheduler, 30.0, "bad")
+    submit(scheduler, 30.0, "bad", group="asked for something else")
+    submit(scheduler, 30.0, ["a list", "has no hash"])
+    submit(scheduler, 90.0, "bad")
+
+
 def test_a_backend_whose_processes_always_die_is_not_searched_to_the_end() -> None:
     """It is an outage after both halves, both halves of one, and an item of each: twice the whole and six."""
     simulation = Simulation(make(32), dies_of(*range(32)))
     run_together(simulation, range(32))
     assert len(simulation.batches) == 8
     assert all(isinstance(request.error, Crashed) for request in simulation.ended)
+
+
+def hangs_on(*bad: Any) -> Callable[[Batch], list[Any] | BaseException]:
+    """A backend whose processes have to be ended over these items."""
+    return lambda batch: Hung("it took 60 s") if set(bad) & set(batch.items) else echo(batch)
+
+
+def hung(simulation: Simulation, *bad: Any) -> int:
+    """How many batches took all the time that a batch may take."""
+    return len([batch for batch in simulation.batches if set(bad) & set(batch.items)])
+
+
+@pytest.mark.parametrize("bad", range(1, 32))
+def test_an_item_that_hangs_is_found_in_two_tries(bad: int) -> None:
+    """Each takes as long as a batch may take, in which nobody else is served."""
+    scheduler = make(32)
+    simulation = Simulation(scheduler, hangs_on(bad))
+    run_together(simulation, range(32))
+    assert hung(simulation, bad) == 2
+    (error,) = [request.error for request in simulation.ended if request.error is not None]
+    assert "kills the worker process" in str(error)
+    with pytest.raises(BatchFailed):
+        submit(scheduler, 30.0, bad, key=bad)
+
+
+def test_a_lone_item_that_hangs_is_tried_once_more() -> None:
+    """It may have been the process."""
+    simulation = Simulation(make(32), hangs_on("bad"))
+    run_together(simulation, ["bad"])
+    assert hung(simulation, "bad") == 2
+
+
+def test_a_backend_that_hangs_over_everything_is_down_after_three() -> None:
+    """The batch, and two items alone."""
+    simulation = Simulation(make(32), hangs_on(*range(32)))
+    run_together(simulation, range(32))
+    assert len(simulation.batches) == 3
+    assert all(isinstance(request.error, Hung) for request in simulation.ended)
+    assert len(simulation.ended) == 32
 
 
 def test_without_isolation_a_deadly_batch_is_run_twice_and_then_fails_whole() -> None:

@@ -231,3 +231,17 @@ def test_an_objective_bounds_the_batch_whatever_the_unit_of_cost(cost: float) ->
     batch = scheduler.take_batch(now)
     assert batch is not None
     assert 11 <= len(batch) <= 16
+
+
+def test_an_objective_takes_nothing_of_the_capacity_that_the_load_needs() -> None:
+    """Batches of 4, as 20 ms ask for, serve 400 in a second: 1200 need larger ones, and a fifth more."""
+    rate = 1200.0
+    needed = 1.2 * rate * FIXED / (1 - rate * PER_ITEM)
+    scheduler = make(64, objective=0.02)
+    start = taught(scheduler) + 10.0
+    requests = [Request(["a"]) for _ in range(4800)]
+    simulation = Simulation(scheduler)
+    simulation.run((start + number / rate, request) for number, request in enumerate(requests))
+    assert max(map(len, simulation.batches)) == pytest.approx(needed, abs=1)
+    late = [simulation.latencies[id(request)] for request in requests[-1200:]]
+    assert max(late) < 2 * (FIXED + PER_ITEM * needed)

@@ -244,6 +244,34 @@ def test_a_replica_that_asks_for_a_pause_gets_it() -> None:
             scheduler.complete(number / 10 + 0.01, batch, echo(batch))
 
 
+@pytest.mark.parametrize("error", [Overloaded("busy", retry_after=30), Unavailable("down", retry_after=30)])
+def test_nobody_waits_for_a_pause_that_is_longer_than_their_patience(error: Overloaded | Unavailable) -> None:
+    """Who was in the batch is told what the replica said, and who comes later how long the pause is still."""
+    scheduler = make(Capacity())
+    first = submit(scheduler, 0.0, "a")
+    scheduler.complete(0.1, must_take(scheduler, 0.0), error)
+    assert first.error is error
+    with pytest.raises(Unavailable) as refusal:
+        submit(scheduler, 10.1, "b")
+    assert refusal.value.retry_after == 20
+    submit(scheduler, 30.2, "c")
+    assert must_take(scheduler, 30.2).items == ["c"]
+
+
+def test_a_pause_is_not_waited_out_by_who_has_no_time_for_it() -> None:
+    """A batch that is to be run again is in no queue, but its deadlines hold all the same."""
+    scheduler = make(Capacity(), patience=10.0)
+    hurried, patient = submit(scheduler, 0.0, "a", timeout=1.5), submit(scheduler, 0.0, "b")
+    scheduler.complete(0.1, must_take(scheduler, 0.0), Overloaded("busy", retry_after=3))
+    assert scheduler.take_batch(0.2) is None
+    assert scheduler.next_wakeup() == 1.5
+    assert scheduler.take_batch(1.5) is None
+    assert isinstance(hurried.error, TimedOut)
+    assert scheduler.next_wakeup() == pytest.approx(3.1)
+    assert must_take(scheduler, 3.1).items == ["b"]
+    assert not patient.ended
+
+
 def test_a_replica_that_is_too_busy_and_names_no_time_is_not_paused() -> None:
     """The batch itself is tried again in a moment; others may go there at once."""
     scheduler = make(Capacity(), size=1)

@@ -21,6 +21,7 @@ from carpool.errors import (
     Overloaded,
     ShuttingDown,
     TimedOut,
+    TooLarge,
     Unavailable,
     Unreachable,
 )
@@ -127,6 +128,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert 1 <= told <= 30
             assert timeout is not None or self.limits.max_queue_size is not None
             assert self.scheduler.statistics().waiting == waiting
+        except TooLarge:
+            assert len(items) > (self.limits.max_queue_size or len(items))
         except Unavailable:
             assert self.down
         except BatchFailed:  # in quarantine

@@ -86,6 +86,116 @@ def test_what_is_no_tensor_is_refused_with_the_shape_that_is_wanted(data: str) -
 
 
 @pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("data", "alien"),
+    [
+        ("[1,null]", "null"),
+        ("[true,false]", "true or false"),
+        ("[1,true]", "true or false"),
+        ('["1","2"]', "text"),
+        ("[[1],[null]]", "null"),
+        ("true", "true or false"),
+        ('[null,"1"]', "null and text"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_only_numbers_are_numbers(data: str, alien: str, dtype: str) -> None:
+    """What is not one is refused by its name, in MessagePack too, and not made one."""
+    packed = item(payload.MSGPACK, msgspec.msgpack.encode({"data": json.loads(data)}))
+    for written in (b'{"data": ' + data.encode() + b"}", packed):
+        with pytest.raises(BadInput, match=f"the input has {alien} in it: expected {dtype}"):
+            payloads.conform(payloads.read(written, dtype), None, dtype)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("data", "dtype", "wrong"),
+    [
+        ("[300]", "uint8", "uint8 has not: it goes from 0 to 255"),
+        ("[-1]", "uint8", "uint8 has not"),
+        ("[[1,2],[3,-129]]", "int8", "int8 has not: it goes from -128 to 127"),
+        ("[9223372036854775808]", "int64", "int64 has not"),
+        ("[18446744073709551616]", "int64", "int64 has not"),
+        ("[-1,9223372036854775808]", "uint64", "uint64 has not: it goes from 0 to 18446744073709551615"),
+        ("[2]", "bool", "bool has not: it goes from 0 to 1"),
+        ("[1.7]", "int64", "floats"),
+        ("[1,2.0]", "int64", "floats"),
+        ("[1e30]", "int64", "floats"),
+        ("[0.5]", "bool", "floats"),
+        ("[1,-1e39]", "float32", r"float32 has not: it goes from -3.4028\d*e\+38 to 3.4028"),
+        ("[70000]", "float16", "float16 has not: it goes from -65504.0 to 65504.0"),
+        ("[1" + "0" * 400 + "]", "float64", "float64 has not"),
+    ],
+)
+def test_numbers_that_a_type_does_not_have_are_refused(data: str, dtype: str, wrong: str) -> None:
+    """With its limits, and not cut off, wrapped around or made infinite."""
+    read = payloads.read(b'{"data": ' + data.encode() + b"}", dtype)
+    with pytest.raises(BadInput, match=f"the input has .*{wrong}.*: expected {dtype}"):
+        payloads.conform(read, None, dtype)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        ("[9007199254740993,-9223372036854775808]", "int64"),
+        ("[18446744073709551615,0]", "uint64"),
+        ("[[0,255]]", "uint8"),
+        ("[]", "int64"),
+        ("[18446744073709551616]", "float32"),
+    ],
+)
+def test_whole_numbers_stay_what_they_are(data: str, dtype: str) -> None:
+    """To the last digit, where doubles have lost it."""
+    array = payloads.conform(payloads.read(b'{"data": ' + data.encode() + b"}", dtype), None, dtype)
+    assert (array.dtype.name, array.tolist()) == (dtype, json.loads(data))
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "wrong"),
+    [
+        (np.array([300]), "uint8", "uint8 has not"),
+        (np.array([2**63], "uint64"), "int64", "int64 has not"),
+        (np.array([1.0]), "int64", "the input is float64"),
+        (np.array([1e39]), "float32", "float32 has not"),
+        (np.array([70000]), "float16", "float16 has not"),
+    ],
+)
+def test_numbers_in_bytes_that_a_type_does_not_have_are_refused(
+    array: NDArray[Any], dtype: str, wrong: str
+) -> None:
+    """As those in JSON."""
+    octets = item(payload.OCTETS, array.tobytes(), dtype=str(array.dtype))
+    for written in (octets, npy(array)):
+        with pytest.raises(BadInput, match=f"{wrong}.*: expected {dtype}"):
+            payloads.conform(payloads.read(written, dtype), None, dtype)
+
+
+def test_bytes_may_hold_infinity_and_nan() -> None:
+    """Which another type of floats has as well; and booleans are numbers there."""
+    given = npy(np.array([np.inf, -np.inf, np.nan]))
+    assert str(payloads.conform(payloads.read(given), None, "float16")) == "[ inf -inf  nan]"
+    assert payloads.conform(payloads.read(npy(np.array([True]))), None, "float32").tolist() == [1]
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_model_of_booleans_takes_them() -> None:
+    """Whole numbers, too, and nothing that may mean either."""
+    for data in (b"[true,false]", b"[1,0]", b"[1,false]"):
+        read = payloads.read(b'{"data": ' + data + b"}", "bool")
+        assert payloads.conform(read, (2,), "bool").tolist() == [True, False]
+    for data in (b"[null]", b'["false"]'):
+        with pytest.raises(BadInput, match="expected bool"):
+            payloads.conform(payloads.read(b'{"data": ' + data + b"}", "bool"), None, "bool")
+
+
+def test_texts_of_different_lengths_take_no_memory() -> None:
+    """As numpy's they would all be as long as the longest: here 40 TB."""
+    with pytest.raises(BadInput, match="text"):
+        payloads.conform(["a" * 10_000_000, *[""] * 1_000_000], None, "float32")
+
+
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("body", [b"", b"[1]", b'{"data": [1,]}', b'{"other": 1}', b'{"data": [1]} x', b"\xff"])
 def test_a_body_that_is_not_data_is_refused(body: bytes) -> None:
     """With what is expected."""
@@ -137,6 +247,37 @@ def test_images_become_rgb(kind: str) -> None:
     image = payloads.read(picture(kind))
     assert (image.mode, image.size) == ("RGB", (8, 4))
     assert abs(image.getpixel((1, 1))[0] - 200) < 4
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    """Black to white, and not white from the 256th on; one cut short is refused."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(0, 2**16, 64, dtype=np.uint16).reshape(32, 32)).save(file, "png")
+    grey = np.asarray(payloads.read(item("image/png", file.getvalue())))
+    assert grey.shape == (32, 32, 3)
+    assert grey[..., 0].ravel().tolist() == [value >> 8 for value in range(0, 2**16, 64)]
+    with pytest.raises(BadInput, match="not a JPEG or PNG"):
+        payloads.read(item("image/png", file.getvalue()[:-60]))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("L", (2, 2), 200),
+        Image.new("1", (2, 2), 1),
+        Image.new("LA", (2, 2), (200, 9)),
+        Image.new("RGBA", (2, 2), (200, 100, 0, 9)),
+        Image.new("RGB", (2, 2), (200, 100, 0)).quantize(2),
+        Image.new("CMYK", (2, 2), (10, 20, 30, 40)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_images_of_eight_bits_become_what_pillow_makes_of_them(image: Image.Image) -> None:
+    """Grey, with a palette, in CMYK; alpha is left out."""
+    kind, file = "jpeg" if image.mode == "CMYK" else "png", io.BytesIO()
+    image.save(file, kind)
+    made = payloads.read(item(f"image/{kind}", file.getvalue()))
+    assert np.array_equal(np.asarray(made), np.asarray(Image.open(file).convert("RGB")))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,14 @@ def test_a_vector_of_zeros_stays_finite() -> None:
     assert pooling.encode(pooling.normalise(np.zeros((1, 2), dtype=np.float32))) == [b"[0.0,0.0]"]
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_vector_with_nan_or_infinity_is_an_error_in_its_place(number: float) -> None:
+    """JSON would have null there, and the other dialects what breaks a client's arithmetic."""
+    before, wrong, after = pooling.encode(np.array([[1, 2], [0, number], [3, 4]], dtype=np.float32))
+    assert (before, after) == (b"[1.0,2.0]", b"[3.0,4.0]")
+    assert str(wrong) == "the model returned NaN or infinity"
+
+
 def test_json_gives_the_same_floats_back_in_few_digits() -> None:
     """The digits are those of float32, not of its double."""
     assert pooling.encode(np.array([[0.1, 1 / 3]], dtype=np.float32)) == [b"[0.1,0.33333334]"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from carpool.engines import results
 from carpool.engines.python_model import PythonModel, load
-from carpool.errors import BadInput, ModelError, Unsupported
+from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
+from carpool.wire import payload
 from carpool.wire.call import EMBED, INFER, Call
 from tests.support import own_models
 
@@ -40,6 +43,28 @@ def test_a_class_a_factory_and_an_object_are_the_same(name: str) -> None:
 def test_a_function_on_a_list_is_a_model(name: str) -> None:
     """One that takes nothing makes the model."""
     assert infer(load(HERE + name), 2, [1], "ab") == [4, [1, 1], "abab"]
+
+
+def test_what_a_model_has_for_itself_under_names_of_ours_is_its_own() -> None:
+    """They are taken where they say what carpool's own networks say by them."""
+
+    class Words:
+        engine = object()
+        max_tokens = "many"
+
+        def dimensions(self) -> int:
+            return 3
+
+        def embed(self, texts: list[str]) -> Any:
+            return np.ones((len(texts), 3))
+
+    info = PythonModel(Words(), "words").info
+    assert (info["engine"], info["dimensions"], info["max_tokens"]) == ("python", -1, 0)
+    mine = Words()
+    mine.__dict__.update(engine="mine", dimensions=np.int64(3), max_tokens=8)
+    info = PythonModel(mine, "words").info
+    assert (info["engine"], info["dimensions"], info["max_tokens"]) == ("mine", 3, 8)
+    assert json.loads(json.dumps(info)) == info
 
 
 def test_a_model_in_the_current_folder_is_found(tmp_path: Path) -> None:
@@ -98,6 +123,48 @@ def load_object(model: Any) -> PythonModel:
     return serve(model, "it", "cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((2, None), None, ([2, None], "float32")),
+        ([np.int64(2)], np.int64, ([2], "int64")),
+        ((), np.dtype("<f8"), ([], "float64")),
+        (None, "f2", (None, "float16")),
+        (None, None, (None, None)),
+    ],
+)
+def test_a_shape_and_a_type_may_be_what_numpy_takes_for_one(shape: Any, dtype: Any, told: Any) -> None:
+    """What the worker tells of it is plain."""
+    info = load_object(shaped(shape, dtype)).info
+    assert (info["input_shape"], info["input_dtype"]) == told
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [
+        ((-1,), None, r"input_shape \(-1,\) is no shape: allowed: a tuple of sizes from 1, and None where"),
+        ((2.5,), None, r"input_shape \(2.5,\) is no shape"),
+        (4, None, "input_shape 4 is no shape"),
+        ("34", None, "input_shape '34' is no shape"),
+        ((4,), "floaty", "input_dtype 'floaty' is not known: allowed: bool, int8, .* float64"),
+        ((4,), "complex64", "input_dtype 'complex64' is not known"),
+        ((4,), object(), "input_dtype <object .* is not known"),
+    ],
+)
+def test_a_shape_or_a_type_that_is_none_is_refused_at_the_start(shape: Any, dtype: Any, words: str) -> None:
+    """Else every input would be, or the worker would die."""
+    with pytest.raises(ModelError, match=words):
+        load_object(shaped(shape, dtype))
+
+
+def shaped(shape: Any, dtype: Any) -> Any:
+    """A model with these attributes, but for what is None."""
+    given = {"input_shape": shape, "input_dtype": dtype}
+    return type(
+        "Shaped", (own_models.Words,), {name: value for name, value in given.items() if value is not None}
+    )()
+
+
 def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     """From `preprocess` and in a result's place."""
     refused, unread, bug, counted = infer(load(HERE + "Words"), "", 7, "bug", "a b")
@@ -106,6 +173,13 @@ def test_an_items_exception_is_its_own_and_says_whose_fault_it_is() -> None:
     assert isinstance(unread, BadInput)
     assert isinstance(bug, RuntimeError)
     assert counted == 2
+
+
+def test_a_library_that_is_not_installed_is_not_the_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow no image can be read, whoever sends it."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    [failed] = load(HERE + "sizes").run([payload.head("image/png", {}) + b"a png"], INFER)
+    assert isinstance(failed, MissingExtra)
 
 
 def test_a_wrong_number_of_results_fails_the_batch() -> None:
@@ -131,10 +205,19 @@ def test_a_model_embeds_and_reranks_where_it_has_the_methods() -> None:
         model.run([[101, 102]], EMBED)
 
 
+@pytest.mark.parametrize("call", [EMBED, Call.of("embed", normalize=False), Call.of("rerank", query="")])
+def test_a_vector_or_a_score_that_is_not_finite_fails_its_text_alone(call: Call) -> None:
+    """It would be null in JSON, where every client expects a number."""
+    answers = load_object(own_models.Divided()).run(["", "ab"], call)
+    assert str(answers[0]) == "the model returned NaN or infinity"
+    assert isinstance(answers[0], FloatingPointError)
+    assert isinstance(answers[1], bytes)
+
+
 @pytest.mark.parametrize("call", [EMBED, Call.of("tokenize"), Call.of("rerank", query="a")])
 def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
     """It says what it can."""
-    with pytest.raises(Unsupported, match=r"the model has no '\w+': it has: infer"):
+    with pytest.raises(Unsupported, match=r"the model has no \w+: it has predict"):
         load(HERE + "Words").run(["a"], call)
 
 
@@ -151,6 +234,29 @@ def test_what_a_model_has_no_method_for_it_cannot_do(call: Call) -> None:
 def test_results_are_json_with_arrays_in_them(value: Any, written: bytes) -> None:
     """With the fewest digits that give the same number back."""
     assert results.to_json(value) == written
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), {"a": [1.0, float("inf")]}, np.array([[1, -np.inf]])])
+def test_what_is_not_finite_is_an_error_where_that_is_asked(value: Any) -> None:
+    """Wherever it is in the result; to `carpool check`, which asks, null says nothing."""
+    with pytest.raises(FloatingPointError, match="the model returned NaN or infinity"):
+        results.to_finite_json(value)
+
+
+@pytest.mark.parametrize("value", [None, {"a": None, 1: np.float32(2)}, datetime(2026, 1, 1)])
+def test_what_is_finite_is_written_as_ever(value: Any) -> None:
+    """Null is no number, and of some types there is more than `json` knows."""
+    assert results.to_finite_json(value) == results.to_json(value)
+
+
+def test_what_postprocess_raises_is_the_models_fault_and_called_what_it_is() -> None:
+    """Of whatever type: no caller can mend it, and it has nothing to do with JSON."""
+    bug, fine, unwritten = infer(load(HERE + "Buggy"), "in postprocess", "fine", "no JSON")
+    assert type(bug) is ValueError
+    assert str(bug) == "a bug"
+    assert bug.__traceback__ is not None
+    assert fine == "fine"
+    assert str(unwritten).startswith("the result cannot be written as JSON")
 
 
 def test_a_result_that_is_no_json_fails_alone() -> None:

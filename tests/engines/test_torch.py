@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from carpool.engines.python_model import PythonModel
+from carpool.engines.tensors import Picture
 from carpool.errors import BadInput, ModelError
+from carpool.wire import payload
 from carpool.wire.call import INFER
 
 torch = pytest.importorskip("torch")
@@ -35,14 +42,19 @@ def expected(module: Any) -> Any:
         return module.eval()(torch.from_numpy(INPUTS)).numpy()
 
 
-def test_a_torchscript_file_is_served_with_the_shape_it_is_given(tmp_path: Path) -> None:
-    """It does not say one itself; without one, torch says what is wrong."""
+def test_a_torchscript_file_is_served_with_the_shape_it_is_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not say one itself; without one torch says what is wrong, and the log what to pass."""
     path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
     model = torch_files.load(path, shape="3,4,4")
     *results, wrong = infer(model, *INPUTS, [1, 2])
     assert np.array(results) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
     assert isinstance(wrong, BadInput)
+    assert "does not say the shape" not in caplog.text
     assert np.array(infer(torch_files.load(path), *INPUTS)) == pytest.approx(np.array(results), abs=1e-5)
+    assert "tiny.pt does not say the shape of its input" in caplog.text
+    assert "pass tiny.pt?shape=3,224,224" in caplog.text
 
 
 def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:
@@ -54,6 +66,33 @@ def test_an_exported_program_says_its_shape(tmp_path: Path) -> None:
     frozen = tiny_torch.export(tiny_torch.Tiny(), tmp_path / "frozen.pt2", is_dynamic=False)
     with pytest.raises(ModelError, match="export it with dynamic_shapes"):
         torch_files.load(frozen)
+
+
+def test_networks_on_whole_numbers_are_served(tmp_path: Path) -> None:
+    """An exported program says its type, a TorchScript file is told, and OpenVINO gives the same."""
+    ids = [[1, 2, 3, 4], [9, 9, 0, 5]]
+    with torch.inference_mode():
+        wanted = tiny_torch.Lookup()(torch.tensor(ids)).numpy()
+    exported = tiny_torch.export(tiny_torch.Lookup(), tmp_path / "ids.pt2", example=tiny_torch.IDS)
+    script = tiny_torch.script(tiny_torch.Lookup(), tmp_path / "ids.pt", tiny_torch.IDS)
+    told = {"shape": "4", "dtype": "int64"}
+    for model in (torch_files.load(exported), torch_files.load(script, **told)):
+        assert model.info["input_dtype"] == "int64"
+        assert np.array(infer(model, *ids)) == pytest.approx(wanted, abs=1e-6)
+    for model in (torch_files.load(exported, "openvino"), torch_files.load(script, "openvino", **told)):
+        assert np.array(infer(model, *ids)) == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_type_that_numpy_does_not_have_is_refused(tmp_path: Path) -> None:
+    """With those that it does have."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=r"tiny\.pt cannot take bfloat16: allowed: float32, .*int64"):
+        torch_files.load(path, dtype="bfloat16")
+    path = tiny_torch.export(
+        tiny_torch.Tiny().bfloat16(), tmp_path / "tiny.pt2", example=(tiny_torch.EXAMPLE[0].bfloat16(),)
+    )
+    with pytest.raises(ModelError, match=r"tiny\.pt2 cannot take bfloat16: allowed: float32"):
+        torch_files.load(path)
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.pt2"])
@@ -108,6 +147,25 @@ def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> Non
         torch_files.network_options("cpu", bf16, compiler)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_told_from_a_wrong_file(tmp_path: Path, device: str) -> None:
+    """With those that are."""
+    message = f"device {device} cannot be used: there is cpu"
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=message):
+        torch_files.load(path, device=device)
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18", weights="none", device=device)
+
+
+@pytest.mark.parametrize("shape", ["-1", "0,4", "x", "3,,4", "1.5", "-1,any"])
+def test_a_shape_has_sizes_from_1(tmp_path: Path, shape: str) -> None:
+    """Or any."""
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=f"shape={shape} is not a shape: allowed: sizes from 1, or any"):
+        torch_files.load(path, shape=shape)
+
+
 def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
     """For any number of inputs; how far it is off is said."""
     module = tiny_torch.Tiny().eval()
@@ -115,6 +173,13 @@ def test_on_openvino_a_network_gives_what_it_gives_on_torch(tmp_path: Path) -> N
     assert "from torch (off by" in str(model.info["engine"])
     assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(module), abs=0.05)
     assert np.array(infer(model, INPUTS[0])) == pytest.approx(expected(module)[:1], abs=0.05)
+
+
+def test_on_openvino_an_exported_program_gives_what_it_gives_on_torch(tmp_path: Path) -> None:
+    """As any other module."""
+    path = tiny_torch.export(tiny_torch.Tiny(), tmp_path / "tiny.pt2")
+    model = torch_files.load(path, "openvino")
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=0.05)
 
 
 def test_a_conversion_that_is_off_is_refused_with_the_difference() -> None:
@@ -140,19 +205,92 @@ def test_differences_are_parts_of_the_expected_length() -> None:
     assert converted.difference(one, one[:1]) == float("inf")
 
 
-def test_resnet18_without_weights_is_served_from_transformers() -> None:
+def test_resnet18_without_weights_is_served_from_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torchvision is missing; the trained weights are then refused with what to install."""
     pytest.importorskip("transformers")
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        model = vision.load("resnet18", weights="none")
-        picture = np.random.default_rng(0).random((3, 224, 224))
-        (logits,) = infer(model, picture)
-        assert len(logits) == 1000
-        with pytest.raises(ModelError, match=r"comes with torchvision, and it .*pip install torchvision"):
-            vision.load("resnet18")
-        with pytest.raises(ModelError, match=r"pip install torchvision$"):
-            vision.load("mobilenet_v2", weights="none")
-    else:
-        pytest.skip("torchvision is installed")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    model = vision.load("resnet18", weights="none")
+    picture = np.random.default_rng(0).random((3, 224, 224))
+    (logits,) = infer(model, picture)
+    assert len(logits) == 1000
+    message = (
+        "resnet18 comes with torchvision, which is not installed: pip install torchvision; to try .*transform"
+    )
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=message):
+        vision.load("resnet18", weights="none")
+    with pytest.raises(ModelError, match=r"pip install torchvision$"):
+        vision.load("mobilenet_v2", weights="none")
+
+
+def test_a_torchvision_for_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To install it would change nothing; and it takes transformers' classifiers with it."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    torch_version = re.escape(torch.__version__)
+    pair = rf"torchvision 0\.1 does not go with torch {torch_version} \(operator .*\): install the two"
+    for name, weights in (("resnet18", ""), ("resnet18", "none"), ("vit_b_16", "")):
+        with pytest.raises(ModelError, match=f"{name} comes with torchvision, and {pair}"):
+            vision.load(name, weights)
+
+
+class Torchvision(ModuleType):
+    """What is used of the library, with a classifier that has weights of its own."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__("torchvision")
+        preset = {"crop_size": [4], "resize_size": [5], "mean": (0, 0, 0), "std": (1, 1, 1)}
+        preset |= {"interpolation": SimpleNamespace(name="BILINEAR")} | told
+        trained = SimpleNamespace(transforms=lambda: SimpleNamespace(**preset))
+        self.models = ModuleType("models")
+        self.models.__dict__.update(
+            list_models=lambda module: ["tiny"],
+            get_model_weights=lambda name: SimpleNamespace(DEFAULT=trained),
+            get_model=lambda name, weights: tiny_torch.Tiny(),
+        )
+
+
+def test_weights_that_are_not_the_models_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which keys are missing, and which nobody knows; not all of them."""
+    monkeypatch.setitem(sys.modules, "torchvision", Torchvision())
+    state = tiny_torch.Tiny().state_dict()
+    path = tmp_path / "state.pth"
+    torch.save(state, path)
+    assert np.array(infer(vision.load("tiny", str(path)), *INPUTS)) == pytest.approx(
+        expected(tiny_torch.Tiny()), abs=1e-5
+    )
+    del state["head.bias"]
+    torch.save(state | {f"layer{place}.weight": torch.zeros(1) for place in range(100)}, path)
+    with pytest.raises(
+        ModelError, match=r'weights of tiny: Missing.* "head\.bias"\. Unexpected.* "layer0'
+    ) as info:
+        vision.load("tiny", str(path))
+    assert len(str(info.value)) < 600
+    path.write_bytes(b"hello")
+    with pytest.raises(ModelError, match=r"state\.pth is no file of weights: expected what torch\.save"):
+        vision.load("tiny", str(path))
+    with pytest.raises(ModelError, match=r"no\.pth does not exist"):
+        vision.load("tiny", str(tmp_path / "no.pth"))
+
+
+def test_images_are_resized_as_the_weights_come_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many were trained with bicubic interpolation."""
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    for name, number in (("BILINEAR", 2), ("BICUBIC", 3)):
+        told = Torchvision(interpolation=SimpleNamespace(name=name))
+        monkeypatch.setitem(sys.modules, "torchvision", told)
+        picture = Picture(4, 5, (0, 0, 0), (1, 1, 1), number).tensor(Image.fromarray(pixels))
+        with torch.inference_mode():
+            wanted = tiny_torch.Tiny()(torch.from_numpy(picture[None].copy())).numpy()
+        item = payload.head("image/png", {}) + file.getvalue()
+        (answer,) = vision.load("tiny").run([item], INFER)
+        assert not isinstance(answer, Exception)
+        assert np.array([json.loads(answer)]) == pytest.approx(wanted, abs=1e-5)

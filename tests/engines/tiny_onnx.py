@@ -12,6 +12,24 @@ VOCABULARY = 30522
 DIMENSIONS = 4
 _FLOAT, _INT64 = 1, 7
 
+# The types of tensors, by the names that numpy has for them.
+ELEMENTS = {
+    "float32": _FLOAT,
+    "uint8": 2,
+    "int8": 3,
+    "uint16": 4,
+    "int16": 5,
+    "int32": 6,
+    "int64": _INT64,
+    "str": 8,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+    "uint32": 12,
+    "uint64": 13,
+    "bfloat16": 16,
+}
+
 
 def table() -> NDArray[np.float32]:
     """The embedding of each token id: what the models here return for it."""
@@ -64,9 +82,22 @@ def doubled(*shape: int | str, outputs: int = 1, inputs: int = 1) -> bytes:
     return _whole(graph)
 
 
-def _shaped(field: int, name: str, shape: tuple[int | str, ...]) -> bytes:
+def same(dtype: str, *shape: int | str) -> bytes:
+    """A network that returns its tensor as it is."""
+    element = ELEMENTS[dtype]
+    graph = _node("Identity", ["x"], "y") + _field(2, b"tiny")
+    return _whole(graph + _shaped(11, "x", shape, element) + _shaped(12, "y", shape, element))
+
+
+def constant() -> bytes:
+    """A network that takes nothing."""
+    graph = _tensor("c", np.ones(2, dtype=np.float32), _FLOAT) + _node("Identity", ["c"], "y")
+    return _whole(graph + _field(2, b"tiny") + _shaped(12, "y", (2,)))
+
+
+def _shaped(field: int, name: str, shape: tuple[int | str, ...], element: int = _FLOAT) -> bytes:
     sizes = [_number(1, size) if isinstance(size, int) else _field(2, size.encode()) for size in shape]
-    tensor = _number(1, _FLOAT) + _field(2, b"".join(_field(1, size) for size in sizes))
+    tensor = _number(1, element) + _field(2, b"".join(_field(1, size) for size in sizes))
     return _field(field, _field(1, name.encode()) + _field(2, _field(1, tensor)))
 
 

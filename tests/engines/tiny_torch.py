@@ -34,16 +34,29 @@ class Frozen(Tiny):
         return super().forward(pictures) * float(len(pictures))
 
 
+class Lookup(torch.nn.Module):  # type: ignore[misc]  # as above
+    """Four whole numbers to the mean of the vectors that a table has for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(10, 3)
+
+    def forward(self, ids: Any) -> Any:
+        return self.table(ids).mean(1)
+
+
 SHAPE = (3, 4, 4)
 EXAMPLE = (torch.zeros(2, *SHAPE),)
+IDS = (torch.zeros(2, 4, dtype=torch.int64),)
 
 
-def script(module: Any, path: Any) -> str:
-    torch.jit.save(torch.jit.trace(module.eval(), EXAMPLE, check_trace=False), str(path))
+def script(module: Any, path: Any, example: Any = EXAMPLE) -> str:
+    torch.jit.save(torch.jit.trace(module.eval(), example, check_trace=False), str(path))
     return str(path)
 
 
-def export(module: Any, path: Any, is_dynamic: bool = True) -> str:
+def export(module: Any, path: Any, is_dynamic: bool = True, example: Any = EXAMPLE) -> str:
     shapes = ({0: torch.export.Dim("batch")},) if is_dynamic else None
-    torch.export.save(torch.export.export(module.eval(), EXAMPLE, dynamic_shapes=shapes), str(path))
+    torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=shapes), str(path))
     return str(path)

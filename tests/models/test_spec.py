@@ -41,6 +41,16 @@ def test_a_file_is_loaded_by_what_its_suffix_says(tmp_path: Path) -> None:
         assert local.takes == "data"
 
 
+def test_torchscript_is_told_what_an_exported_program_says(tmp_path: Path) -> None:
+    """Its shape and its type; in the other's place they would be another's."""
+    for name in ("a.pt", "a.pt2"):
+        (tmp_path / name).touch()
+    local = resolve(f"{tmp_path / 'a.pt'}?shape=any,4&dtype=int64")
+    assert (local.arguments["shape"], local.arguments["dtype"]) == ("any,4", "int64")
+    with pytest.raises(ModelError, match="dtype is not known: allowed: image, bf16, compile"):
+        resolve(f"{tmp_path / 'a.pt2'}?dtype=int64")
+
+
 @pytest.mark.parametrize(
     ("spec", "arguments"),
     [

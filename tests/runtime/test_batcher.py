@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Hashable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import uvloop
 from carpool import BackendError, Batcher, BatchFailed, BatchPolicy, Limits, Overloaded, TimedOut, Unavailable
 from carpool.core.replica import Capacity
 from carpool.core.request import Request
-from carpool.errors import Abandoned, ShuttingDown, Unreachable
+from carpool.errors import Abandoned, BadInput, CarpoolError, ShuttingDown, Unreachable
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, ReplicaStatus, RequestRefused, RequestsEnded
 from carpool.testing import FakeBackend, run
 
@@ -93,7 +94,7 @@ def test_a_failing_batch_gives_each_caller_an_error_of_its_own() -> None:
     assert [type(error) for error in errors] == [BatchFailed, BatchFailed]
     assert errors[0] is not errors[1]
     assert [error.__cause__ for error in errors] == [cause, cause]
-    assert str(errors[0]) == "the model raised RuntimeError"
+    assert str(errors[0]) == "the model raised RuntimeError: out of luck"
 
 
 @pytest.mark.parametrize("outcome", [["A"], ["A", "B", "C"], []])
@@ -122,6 +123,113 @@ def test_an_items_own_error_is_raised_to_its_caller_alone() -> None:
     assert good == "A"
     assert isinstance(missing, KeyError)
     assert isinstance(stopped, BackendError)
+
+
+class Unusual(BaseException):
+    """Such as trio's and pytest's own."""
+
+
+async def inner_task_is_cancelled() -> None:
+    inner = asyncio.create_task(asyncio.sleep(1.0))
+    inner.cancel()
+    await inner
+
+
+async def exits() -> None:
+    sys.exit(3)
+
+
+async def is_unusual() -> None:
+    raise Unusual
+
+
+@pytest.mark.parametrize("trouble", [inner_task_is_cancelled, exits, is_unusual])
+def test_whatever_an_async_function_raises_is_the_error_of_the_bad_input(
+    trouble: Callable[[], Awaitable[None]],
+) -> None:
+    """The program goes on, and the batch is searched for the input that is to blame."""
+
+    async def function(items: list[str]) -> list[str]:
+        if "bad" in items:
+            await trouble()
+        return items
+
+    async def main() -> list[Any]:
+        async with Batcher(function) as batcher:
+            return await asyncio.gather(*map(batcher.submit, ["a", "bad", "b"]), return_exceptions=True)
+
+    first, refused, last = run(main())
+    assert (first, last) == ("a", "b")
+    assert isinstance(refused, BatchFailed)
+
+
+@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_an_items_own_error_ends_nothing_else(error: BaseException) -> None:
+    """It was computed, and nobody has pressed Ctrl-C."""
+    backend = FakeBackend()
+    backend.outcomes = [["A", error]]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*map(batcher.submit, "ab"), return_exceptions=True)
+
+    good, failed = run(main())
+    assert good == "A"
+    assert isinstance(failed, BatchFailed)
+    assert failed.__cause__ is error
+
+
+def test_ctrl_c_ends_the_program_while_a_function_runs() -> None:
+    """In the main thread, where it comes to; who waits is told."""
+    backend = FakeBackend()
+    backend.outcomes = [KeyboardInterrupt()]
+    delivered: list[Request] = []
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(backend)
+        batcher.enqueue(Request(["a"], delivered.append))
+        await asyncio.sleep(1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main())
+    assert [type(request.error) for request in delivered] == [ShuttingDown]
+
+
+class NoSuchWord(BadInput):
+    """An error as users write them: its text is made of what it is told."""
+
+    def __init__(self, *, word: str, place: int) -> None:
+        super().__init__(f"no such word: {word}", f"at {place}")
+        self.place = place
+
+
+class Wilful(BadInput):
+    """One that cannot even be made without what it asks for."""
+
+    def __new__(cls, *, word: str) -> Wilful:
+        return super().__new__(cls, word)
+
+    def __init__(self, *, word: str) -> None:
+        super().__init__(word)
+        self.args = (word, word)
+
+
+@pytest.mark.parametrize("error", [NoSuchWord(word="xyz", place=7), Wilful(word="xyz")])
+@pytest.mark.parametrize("is_item", [False, True])
+def test_a_users_own_class_of_error_arrives(error: CarpoolError, is_item: bool) -> None:
+    """Raised, or in the list; each caller has one of its own if it can be copied."""
+    backend = FakeBackend()
+    backend.outcomes = [[error, error]] if is_item else [error]
+
+    async def main() -> list[Any]:
+        async with Batcher(backend) as batcher:
+            return await asyncio.gather(*map(batcher.submit, "ab"), return_exceptions=True)
+
+    first, second = run(main())
+    assert type(first) is type(second) is type(error)
+    assert str(first) == str(second) == str(error)
+    assert vars(first) == vars(error)
+    assert (first is second) == isinstance(error, Wilful)
 
 
 def test_a_cancelled_caller_is_not_run_and_its_companions_are() -> None:
@@ -238,6 +346,53 @@ def test_close_answers_everything_admitted_and_takes_nothing_new() -> None:
         await batcher.close()
 
     run(main())
+
+
+def test_close_ends_the_batches_for_which_nobody_waits() -> None:
+    """Before the backend is released: what runs there must not be left behind."""
+    cancelled: list[bool] = []
+
+    class Noting(FakeBackend):
+        async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
+            try:
+                return await super().run(items, group)
+            except asyncio.CancelledError:
+                cancelled.append(self.closed)
+                raise
+
+    async def main() -> None:
+        async with Batcher[str, str](Noting(1000.0)) as batcher:
+            await cancel_at(0.5, asyncio.create_task(batcher.submit("a")))
+        assert len(asyncio.all_tasks()) == 1
+        assert asyncio.get_running_loop().time() == pytest.approx(0.5)
+
+    run(main())
+    assert cancelled == [False]
+
+
+def test_backends_are_released_at_once() -> None:
+    """A hundred workers that take a second each to end take a second; one that fails keeps none."""
+
+    class Lingering(FakeBackend):
+        async def close(self) -> None:
+            await asyncio.sleep(1.0)
+            await super().close()
+
+    class Failing(FakeBackend):
+        async def close(self) -> None:
+            raise OSError("no such process")
+
+    backends = [Failing(), *(Lingering() for _ in range(100))]
+
+    async def main() -> None:
+        batcher = Batcher[str, str](backends)
+        await batcher.start()
+        with pytest.raises(OSError, match="no such process"):
+            await batcher.close()
+        assert asyncio.get_running_loop().time() == pytest.approx(1.0)
+
+    run(main())
+    assert all(backend.closed for backend in backends[1:])
 
 
 def test_interrupting_the_loop_answers_who_waits() -> None:

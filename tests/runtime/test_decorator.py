@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import carpool
-from carpool import BackendError, ConfigError, Unavailable
+from carpool import BackendError, ConfigError
 from carpool.testing import run
 
 
@@ -112,34 +112,3 @@ def test_threads_share_batches() -> None:
         assert list(callers.map(negate.blocking, range(8))) == [0, -1, -2, -3, -4, -5, -6, -7]
     assert sizes == [8]
     negate.blocking.close()
-
-
-def test_the_blocking_facade_maps_and_raises_and_closes() -> None:
-    """Errors cross the thread as they are; after `close` it says so."""
-
-    def invert(numbers: list[int]) -> list[float]:
-        return [1 / number for number in numbers]
-
-    with carpool.BlockingBatcher(invert) as batcher:
-        assert batcher(4) == 0.25
-        assert batcher.map([1, 2]) == [1.0, 0.5]
-        with pytest.raises(BackendError, match="ZeroDivisionError"):
-            batcher(0)
-    with pytest.raises(Unavailable, match="closed"):
-        batcher(1)
-    batcher.close()
-
-
-def test_a_blocking_caller_can_give_up() -> None:
-    """`timeout=` raises TimeoutError and the next caller is served."""
-    release = threading.Event()
-
-    def slow(items: list[str]) -> list[str]:
-        release.wait(10)
-        return items
-
-    with carpool.BlockingBatcher(slow) as batcher:
-        with pytest.raises(TimeoutError):
-            batcher("a", timeout=0.01)
-        release.set()
-        assert batcher("b", timeout=10) == "b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -125,6 +126,16 @@ def test_the_content_type(server: RunningServer, content_type: str | None, statu
     assert reply.status_code == status
     if status == 415:
         assert reply.json()["error"]["detail"] == "allowed: application/json"
+
+
+def test_a_compressed_body_is_told_so(server: RunningServer) -> None:
+    """By its header, and not that it is no JSON."""
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = server.client.post("/embed", content=gzip.compress(b'{"input": "x"}'), headers=headers)
+    assert reply.status_code == 415
+    error = reply.json()["error"]
+    assert error["message"] == "Content-Encoding gzip is not read here"
+    assert error["detail"] == "allowed: identity, so none"
 
 
 @pytest.mark.parametrize(("path", "field", "limit"), [("/embed", "input", 1000), ("/predict", "data", 5000)])

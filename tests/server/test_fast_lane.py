@@ -338,6 +338,28 @@ def test_what_is_known_by_its_bytes_is_a_head_where_one_can_stand(
     run(main())
 
 
+@LOOPS
+@pytest.mark.parametrize("before", [KNOWN, post(text("word"), "x-trace: 1")], ids=["known", "new"])
+def test_what_cannot_be_parsed_does_not_overtake_an_answer(new_loop: Callable[[], Any], before: bytes) -> None:
+    """Whichever way the head of the request in front of it was read."""
+
+    async def main() -> None:
+        async with lane(Echo()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(KNOWN)
+            assert (await read_reply(reader))[0] == 200
+            (connection,) = server.connections
+            server.backend.gate.clear()
+            connection.data_received(before)
+            connection.data_received(b"\x00garbage")
+            server.backend.gate.set()
+            assert [(await read_reply(reader))[0] for _ in range(2)] == [200, 400]
+            assert await reader.read() == b""
+            writer.close()
+
+    run(main(), new_loop)
+
+
 def test_a_head_is_known_whatever_the_length_of_its_body() -> None:
     """As long as it is a length that may be served, and the only one."""
 
@@ -384,9 +406,55 @@ def test_heads_are_forgotten_before_they_fill_the_memory() -> None:
                 assert (await read_reply(reader))[0] == 200
             (connection,) = server.connections
             assert len(connection.lane.heads) == 3000 - 2048
+            for number, is_known in ((0, False), (2999, True)):  # also where another length is all that is new
+                head = post(text("another"), f"x-trace: {number}").removesuffix(text("another"))
+                assert (connection.lane.recognise(head) is not None) == is_known
             writer.write(post(text("word"), "x-trace: " + "x" * 5000))
             assert (await read_reply(reader))[0] == 200
             assert max(map(len, connection.lane.heads)) < 2500
             writer.close()
 
     run(main())
+
+
+def test_the_beginnings_of_replies_are_forgotten_before_they_fill_the_memory() -> None:
+    """In the words of TEI nearly every one is another: its headers tell how long the text was."""
+
+    async def main() -> None:
+        async with lane(Echo()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for length in range(1, 401):
+                writer.write(post(b'{"inputs":"' + b"x" * length + b'"}'))
+                assert await read_reply(reader) == (200, b'[["' + b"x" * length + b'"]]')
+            (connection,) = server.connections
+            assert len(connection.lane._frames) == 400 - 257
+            writer.close()
+
+    run(main())
+
+
+@LOOPS
+def test_a_large_body_that_waits_for_its_turn_is_not_read_to_its_end(new_loop: Callable[[], Any]) -> None:
+    """Its client is not read from until then, and what is kept of it is little."""
+    word = "x" * 1_000_000
+    large = post(text(word))
+
+    async def main() -> None:
+        async with lane(Echo(), limit=len(large)) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=len(large))
+            server.backend.gate.clear()
+            writer.write(post(text("word")))
+            await turns_until(lambda: not server.service.is_idle)
+            (connection,) = server.connections
+            is_paused = []
+            for part in (large[:60_000], large[60_000:70_000]):
+                connection.data_received(part)
+                is_paused.append(connection.flow.read_paused)
+            assert is_paused == [False, True]
+            writer.write(large[70_000:])
+            server.backend.gate.set()
+            assert await read_reply(reader) == (200, b'{"embedding":["word"]}')
+            assert is_answer_to("chunked", word, *await read_reply(reader))
+            writer.close()
+
+    run(main(), new_loop)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.servers import RunningServer, carpool_serve
+from tests.support.servers import RunningServer, carpool_serve, environment, until
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,10 @@ def test_the_documentation_has_the_content_types(scale: RunningServer) -> None:
 
 
 def test_a_route_that_the_model_has_no_method_for_says_so(scale: RunningServer) -> None:
-    """400 in the envelope, 424 as TEI has it."""
+    """400 in the envelope, 424 as TEI has it, 422 at `/predict`: see the model that embeds."""
     own = scale.client.post("/embed", json={"input": "a"})
     assert own.status_code == 400
-    assert own.json()["error"]["message"] == "the model has no 'embed'"
+    assert own.json()["error"]["message"] == "the model has no embed"
     theirs = scale.client.post("/embed", json={"inputs": "a"})
     assert theirs.status_code == 424
 
@@ -84,6 +87,65 @@ def test_errors_of_one_item_are_422_or_500_by_whose_fault_it_is(folder: Path) ->
         assert server.children() == workers
 
 
+def test_a_bug_of_the_model_is_in_the_log_with_its_line_and_not_in_the_answer(folder: Path) -> None:
+    """Whoever runs the model reads which file, which line and which exception; its caller only the latter."""
+    with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server:
+        reply = server.client.post("/predict", json={"data": "in predict"})
+        assert reply.status_code == 500
+        assert reply.json() == {"detail": "the model raised KeyError"}
+        [failed] = logged(server, "batch failed")
+    assert failed["cause"] == "KeyError: 'threshold'"
+    assert 'own_models.py", line' in failed["exception"]
+    assert "in _helper" in failed["exception"]
+    assert "python_model.py" not in failed["exception"]
+
+
+def test_another_server_says_in_one_line_that_the_model_cannot_be_loaded(folder: Path) -> None:
+    """Behind what the log has of it, and with nothing of carpool's own lines or Starlette's."""
+    command = [sys.executable, "-m", "uvicorn", "carpool.main:app", "--port", "0", "--log-level", "error"]
+    extra = {"MODEL_PATH": "own_models:Unloadable"}
+    ended = subprocess.run(command, cwd=folder, env=environment(extra), stderr=subprocess.PIPE, text=True)
+    logged, line, exits = ended.stderr.splitlines()
+    assert json.loads(logged)["event"] == "the model cannot be loaded: KeyError: 'layer.0'"
+    assert line.endswith(" carpool: the model cannot be loaded: KeyError: 'layer.0'")
+    assert "startup failed" in exits
+    assert ended.returncode not in (0, 1)
+
+
+def test_what_fails_inputs_alone_is_in_the_log_once_a_batch(folder: Path) -> None:
+    """With a count, and the traceback where there is one."""
+    with carpool_serve(folder, ["--model", "own_models:Buggy"]) as server, ThreadPoolExecutor(8) as callers:
+        texts = ["in postprocess"] * 7 + ["fine"]
+        replies = list(callers.map(lambda text: server.client.post("/predict", json={"data": text}), texts))
+        assert [reply.status_code for reply in replies] == [500] * 7 + [200]
+        bugs = logged(server, "inputs failed")
+        assert server.client.post("/predict", json={"data": "no JSON"}).status_code == 500
+        until(lambda: len(logged(server, "inputs failed")) > len(bugs))
+        unwritten = logged(server, "inputs failed")[-1]
+    assert sum(line["failed"] for line in bugs) == 7
+    assert all(line["failed"] <= line["items"] for line in bugs)
+    assert "in postprocess" in bugs[0]["exception"]
+    assert bugs[0]["loaded"]["target"] == "own_models:Buggy"
+    assert unwritten["error"].startswith("TypeError: the result cannot be written as JSON: ")
+
+
+def test_the_log_says_how_many_batches_run_at_once(scale: RunningServer) -> None:
+    """One in a worker process, however many `max_concurrent_workers` allows."""
+    [serving] = logged(scale, "serving")
+    assert serving["slots"] == 1
+
+
+def logged(server: RunningServer, event: str) -> list[dict[str, Any]]:
+    """What the log says of such events, once it does: it is written after the answer."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = [line for line in server.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+    until(lambda: bool(found()))
+    return found()
+
+
 def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None:
     """In every dialect."""
     with carpool_serve(folder, ["--model", "own_models:Lengths"]) as server:
@@ -93,7 +155,9 @@ def test_a_model_with_embed_and_rerank_serves_their_routes(folder: Path) -> None
         assert theirs["data"][0]["embedding"] == pytest.approx([0.6, 0.8])
         ranks = server.client.post("/rerank", json={"query": "abc", "texts": ["abcdef", "abc"]}).json()
         assert ranks == [{"index": 1, "score": 0.0}, {"index": 0, "score": -3.0}]
-        assert server.client.post("/predict", json={"data": 1}).status_code == 422
+        refused = server.client.post("/predict", json={"data": 1})
+        assert refused.status_code == 422
+        assert refused.json() == {"detail": "the model has no predict: it has embed, rerank"}
 
 
 @pytest.mark.parametrize("model", ["Lengths", "Ranks"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tests.support.servers import RunningServer, carpool_serve, until
+from tests.server.raw import connect, post, text
+from tests.support.servers import RunningServer, asgi_serve, carpool_serve, until
 from tests.support.upstream import InThread, Upstream, vector
 
 PIECE = b"x" * 65_536
@@ -36,6 +38,7 @@ class Elsewhere(InThread):
         match request.path:
             case "/echo":
                 headers = {"x-asked": json.dumps(dict(request.headers)), "x-more": "1"}
+                headers |= {"connection": "X-Hop", "x-hop": "1"}
                 return web.Response(status=207, body=await request.read(), headers=headers)
             case "/stream":
                 return await self._stream(request)
@@ -111,6 +114,13 @@ def test_a_request_is_forwarded_as_it_is(carpool: RunningServer, elsewhere: Else
     assert seen.get("content-length") == (str(len(body)) if body else None)
 
 
+def test_what_connection_names_is_not_forwarded(carpool: RunningServer) -> None:
+    """It belongs to one connection (RFC 9110, 7.6.1), whichever side says so."""
+    reply = carpool.client.get("/echo", headers={"connection": "x-a, X-B", "x-a": "1", "x-b": "1", "x-c": "1"})
+    assert {"x-a", "x-b", "x-c"} & asked(reply).keys() == {"x-c"}
+    assert {"x-hop", "x-more"} & reply.headers.keys() == {"x-more"}
+
+
 def test_the_callers_own_credentials_go_before_ours(carpool: RunningServer) -> None:
     """Whoever sends a key means it."""
     reply = carpool.client.get("/echo", headers={"authorization": "Bearer theirs"})
@@ -122,6 +132,68 @@ def test_head_and_not_found_are_the_upstreams(carpool: RunningServer) -> None:
     assert carpool.client.head("/echo").status_code == 207
     reply = carpool.client.get("/nowhere%20at/all")
     assert (reply.status_code, reply.text) == (404, "not here either")
+
+
+@pytest.fixture(scope="module")
+def thief() -> Iterator[Elsewhere]:
+    """Nobody's upstream."""
+    with Elsewhere() as thief:
+        yield thief
+
+
+@pytest.fixture(scope="module", params=["carpool serve", "uvicorn", "hypercorn"])
+def in_front(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, Elsewhere]]:
+    """Carpool under servers that take a request's target apart, and under those that leave that to the app."""
+    folder = tmp_path_factory.mktemp("in_front")
+    with Elsewhere() as elsewhere, ExitStack() as stack:
+        extra = {"INFERENCE_URL": elsewhere.url}
+        if request.param == "carpool serve":
+            server = stack.enter_context(carpool_serve(folder, extra=extra))
+        else:
+            flags = ["--http", "h11"] if request.param == "uvicorn" else []
+            server = stack.enter_context(asgi_serve(folder, flags, extra, name=request.param))
+        until(lambda: server.client.get("/health").status_code == 200)
+        yield server, elsewhere
+
+
+TARGETS = ["@127.0.0.1:{port}/steal", "*", "127.0.0.1:{port}", "127.0.0.1:{port}/steal", ":1/steal", "steal"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_no_path_is_refused_and_forwarded_to_nobody(
+    in_front: tuple[RunningServer, Elsewhere], thief: Elsewhere, target: str
+) -> None:
+    """Behind the upstream's host it could name another one."""
+    server, upstream = in_front
+    before = len(upstream.asked)
+    method = "OPTIONS" if target == "*" else "GET"
+    with connect(server) as connection:
+        connection.send(f"{method} {target.format(port=thief.port)} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        reply = connection.response()
+        assert reply is not None
+        assert reply.status == 400
+    assert thief.asked == []
+    assert upstream.asked[before:] in ([], ["GET /health"])  # a probe of our own
+
+
+def test_of_a_whole_url_the_path_counts(in_front: tuple[RunningServer, Elsewhere], thief: Elsewhere) -> None:
+    """Whichever host is in it, and whether the path is ours or the upstream's."""
+    server, upstream = in_front
+    with connect(server) as connection:
+        for url, status in (("/echo?a=%2F", 207), ("/no%20where", 404), ("/health", 200)):
+            line = f"GET http://127.0.0.1:{thief.port}{url} HTTP/1.1\r\nhost: a\r\n\r\n"
+            connection.send(line.encode())
+            reply = connection.response()
+            assert reply is not None
+            assert reply.status == status, reply
+        connection.send(post(text(" "), path="HTTP://a/embed"))
+        reply = connection.response()
+        assert reply is not None
+        assert b"`input` is empty" in reply.body
+    assert {"GET /echo?a=%2F", "GET /no%20where"} <= set(upstream.asked)
+    assert thief.asked == []
 
 
 def test_our_own_routes_stay_ours(carpool: RunningServer, elsewhere: Elsewhere) -> None:

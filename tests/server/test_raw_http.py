@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -122,6 +125,7 @@ CONVERSATIONS: dict[str, tuple[bytes, ...]] = {
     "a query": (post(text("a"), path="/embed?x=1"),),
     "an escaped path": (post(text("a"), path="/%65mbed"),),
     "a whole URL": (post(text("a"), path="http://a/embed"),),
+    "an asterisk": (A.replace(b"POST /embed", b"OPTIONS *"), B),
     "a fragment": (post(text("a"), path="/embed#x"),),
     "another path": (post(text("a"), path="/embed/"), B),
     "a method in lower case": (A.replace(b"POST", b"post"),),
@@ -133,6 +137,11 @@ CONVERSATIONS: dict[str, tuple[bytes, ...]] = {
     "blank": (post(text(" ")) + post(text(" ")) + A,),
     "two hundred that are refused": (post(text(" ")) * 200 + A,),
     "another type": (post(text("a"), "content-type: text/plain") + A,),
+    **{
+        f"encoded: {coding}": (post(gzip.compress(text("a")), f"content-encoding: {coding}") + A, B)
+        for coding in ("gzip", "deflate", "x-unknown", "identity, gzip")
+    },
+    "not encoded, and said so": (post(text("a"), "Content-Encoding: Identity") + A, B),
     "two types": (post(text("a"), "content-type: application/json", "content-type: text/plain"), A),
     "a bad header": (post(text("a"), "x-priority: urgent") + post(text("a"), "x-priority: high"),),
     "predict": (post(b'{"data":"a"}', path="/predict") + post(b'{"data":3}', path="/predict"),),
@@ -157,16 +166,86 @@ def test_the_same_bytes_get_the_same_answers_from_both_lanes(
         assert converse(servers["fast"], segments) == expected
 
 
-@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
-def test_an_upgrade_is_declined_in_both_lanes_alike(servers: dict[str, RunningServer], protocol: str) -> None:
-    """By an answer. uvicorn takes nothing behind the head for this request's, or for another's."""
-    replies = []
-    for server in servers.values():
-        with connect(server) as connection:
-            connection.send(post(text("a"), "connection: upgrade", f"upgrade: {protocol}"))
-            replies.append(connection.response())
-    assert replies[0] is not None
-    assert replies[0] == replies[1]
+UPGRADE = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
+PLAIN = post(text("a"), path="/elsewhere")
+
+UPGRADES: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {
+    "in one segment": ((post(text("a"), *UPGRADE),), (A,)),
+    "again and again": ((post(text("a"), *UPGRADE), post(text("bb"), *UPGRADE), B), (A, post(text("bb")), B)),
+    "head and body apart": (post(text("a"), *UPGRADE).partition(b"\r\n\r\n"), (A,)),
+    "every byte on its own": (tuple(bytes([byte]) for byte in post(text("a"), *UPGRADE)), (A,)),
+    "chunked": ((post_chunked(text("a"), lines=UPGRADE),), (A,)),
+    "pipelined": (
+        (A + post(text("b"), *UPGRADE) + GET.replace(b"health", b"no") + C,),
+        (A + B + GET.replace(b"health", b"no") + C,),
+    ),
+    "many in one segment": ((post(text(" "), *UPGRADE) * 1200,), (post(text(" ")) * 1200,)),
+    "and the last of its connection": (
+        (post(text("a"), "connection: upgrade, close", "upgrade: h2c") + B,),
+        (post(text("a"), "connection: close") + B,),
+    ),
+    "refused, and the last of its connection": (
+        (post(text(" "), "connection: upgrade, close", "upgrade: h2c") + B,),
+        (post(text(" "), "connection: close") + B,),
+    ),
+    "websocket": ((post(text("a"), "connection: upgrade", "upgrade: websocket"), B), (A, B)),
+    "two": ((post(text("a"), *UPGRADE, "upgrade: websocket"), B), (A, B)),
+    "of HTTP/1.0": ((post(text("a"), *UPGRADE, version="1.0"),), (post(text("a"), version="1.0"),)),
+    "with two lengths": (
+        (post(text("a"), *UPGRADE, "content-length: 5"),),
+        (post(text("a"), "content-length: 5"),),
+    ),
+    "with a length and chunked": (
+        (post(text("a"), *UPGRADE, "transfer-encoding: chunked"),),
+        (post(text("a"), "transfer-encoding: chunked"),),
+    ),
+    "too large": ((post(text(LONG), *UPGRADE) + A,), (post(text(LONG)) + A,)),
+    "by ASGI": ((post(text("a"), *UPGRADE, path="/embed?x=1") + A,), (post(text("a"), path="/embed?x=1") + A,)),
+    "by ASGI, to read": (
+        (GET.replace(b"host: a", b"host: a\r\nconnection: upgrade\r\nupgrade: websocket"), A),
+        (GET, A),
+    ),
+    "passed through": ((post(text("a"), *UPGRADE, path="/elsewhere"), PLAIN), (PLAIN, PLAIN)),
+    "passed through, its body apart": (
+        post(text("a"), *UPGRADE, path="/elsewhere").partition(b"\r\n\r\n"),
+        (PLAIN,),
+    ),
+    "CONNECT": ((b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n" + A,), (b"garbage\r\n\r\n",)),
+}
+
+
+@pytest.mark.parametrize("name", UPGRADES)
+def test_an_upgrade_is_ignored(servers: dict[str, RunningServer], name: str) -> None:
+    """The request is answered as it would be without, its body is its own, and the connection goes on."""
+    upgrading, plain = UPGRADES[name]
+    expected = converse(servers["fast"], (*plain, GET))
+    assert expected[0]
+    for _ in range(2):
+        assert converse(servers["fast"], (*upgrading, GET)) == expected
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("path", ["/embed", "/elsewhere"])
+def test_curl_asks_for_http2_and_gets_an_answer(servers: dict[str, RunningServer], path: str) -> None:
+    """As Java's own client does, it offers an upgrade with its first request."""
+    command = ["curl", "--silent", "--http2", "--max-time", "20", "--write-out", " %{http_code}"]
+    url = servers["fast"].url + path
+    done = subprocess.run([*command, "--json", text("a").decode(), url], capture_output=True, check=True)
+    body, _, status = done.stdout.rpartition(b" ")
+    assert status == (b"200" if path == "/embed" else b"404"), done.stdout
+    if path == "/embed":
+        assert json.loads(body) == embedding("a")
+
+
+@pytest.mark.parametrize("path", ["/embed", "/elsewhere"])
+def test_a_body_that_the_server_drops_is_missed(servers: dict[str, RunningServer], path: str) -> None:
+    """As uvicorn by itself drops one behind an upgrade: that is said, and nobody waits for it."""
+    with connect(servers["asgi"]) as connection:
+        connection.send(post(text("a"), *UPGRADE, path=path))
+        reply = connection.response()
+        assert reply is not None
+        assert reply.status == 400
+        assert b"Content-Length is 13" in reply.body
 
 
 def test_head_has_no_body_and_leaves_the_connection_in_order(server: RunningServer) -> None:

@@ -81,7 +81,7 @@ def test_tensors_in_bytes_behind_the_json(centred: RunningServer, query: str) ->
         ({"data": [1.0] * 4, "shape": [1, 2, 2]}, "float32 of the shape [2, 3]"),
         ({"datatype": "FP128"}, "allowed: BOOL, INT8, INT16"),
         ({"datatype": "FP16"}, "binary_data_size"),
-        ({"datatype": "BYTES", "data": ["a"], "shape": [1]}, "it has: infer"),
+        ({"datatype": "BYTES", "data": ["a"], "shape": [1]}, "it has predict"),
         ({"data": ["a"] * 6}, "FP32 of the shape [1, 2, 3]"),
         ({"data": None}, '"data": [...]'),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,68 @@ class Lengths:
         return [-abs(len(text) - len(query)) for text in texts]
 
 
+class Logarithms:
+    """Of lists of numbers; for 0 it is infinite, and for less it is not a number."""
+
+    def predict(self, inputs: list[list[float]]) -> Any:
+        with np.errstate(all="ignore"):
+            return [{"logs": np.log(np.array(each, dtype=np.float32)), "note": None} for each in inputs]
+
+
+class Ranker:
+    """Scores by the letters that a text shares with the query, the same in every company."""
+
+    def rerank(self, query: str, texts: list[str]) -> Any:
+        return np.array([len(set(text) & set(query)) / len(text) for text in texts])
+
+
+class CrowdedRanker(Ranker):
+    """Its scores are shares of the best one in the batch."""
+
+    def rerank(self, query: str, texts: list[str]) -> Any:
+        scores = super().rerank(query, texts)
+        return scores / scores.max()
+
+
+class Once:
+    """Answers the first of its inputs alone."""
+
+    input_shape = (4,)
+
+    def predict(self, inputs: list[Any]) -> list[float]:
+        return [1.0]
+
+
+class Exits:
+    """Ends the process, as a command would, for two inputs."""
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        if len(inputs) > 1:
+            sys.exit(3)
+        return inputs
+
+
+class Unloadable:
+    """Has a bug where it is loaded."""
+
+    def load(self, device: str) -> None:
+        weights: dict[str, Any] = {}
+        self.weights = weights["layer.0"]
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        return inputs
+
+
+class Divided:
+    """Vectors and scores that are infinite for an empty text, and NaN when they are made 1 long."""
+
+    def embed(self, texts: list[str]) -> Any:
+        return [[1.0, 1 / len(text) if text else np.inf] for text in texts]
+
+    def rerank(self, query: str, texts: list[str]) -> list[float]:
+        return [1 / len(text) if text else np.nan for text in texts]
+
+
 class Ranks:
     """A reranker and nothing else."""
 
@@ -71,6 +134,10 @@ class Ranks:
 
 def make_words() -> Words:
     return Words()
+
+
+def make_none() -> Any:
+    sys.exit("no licence")
 
 
 def make_function() -> Any:
@@ -148,3 +215,19 @@ class PricedByItself(Priced):
 
 def make_priced() -> Priced:
     return Priced()
+
+
+class Buggy:
+    """Has a bug in one place or another, as the text says."""
+
+    def predict(self, inputs: list[str]) -> list[str]:
+        return [self._helper(text) for text in inputs]
+
+    def _helper(self, text: str) -> str:
+        settings: dict[str, str] = {}
+        return settings["threshold"] if text == "in predict" else text
+
+    def postprocess(self, result: str) -> Any:
+        if result == "in postprocess":
+            raise ValueError("a bug")
+        return object() if result == "no JSON" else result

@@ -99,6 +99,14 @@ def carpool_serve(
             process.kill()
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended may be there until somebody asks how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 # How other servers are started on `carpool.main:app`, and told a port.
 ASGI_SERVERS = {
     "uvicorn": [

@@ -163,6 +163,12 @@ class RawUpstream:
         for writer in list(self._open):
             writer.close()
 
+    async def until_left(self) -> None:
+        """Wait until every client has hung up; fail if they do not in time."""
+        async with asyncio.timeout(10):
+            while self._open:
+                await asyncio.sleep(0)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         posts = 0

@@ -58,6 +58,8 @@ def test_integers_keep_all_their_digits() -> None:
         (["a"], "FP32", [1], "Expected `float`"),
         ([1.5], "INT32", [1], "Expected `int`"),
         ([300], "UINT8", [1], "no UINT8"),
+        ([1e39], "FP32", [1], "no FP32"),
+        ([2**64], "UINT64", [1], "no UINT64"),
         ([-1], "UINT64", [1], "no UINT64"),
         ([1], "BOOL", [1], "Expected `bool`"),
         ([], "FP32", [0, 3], r"allowed: \[n, ...\]"),

@@ -33,12 +33,29 @@ def test_other_content_types_need_no_headers() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"x-dtype": "object"}, {"x-shape": ""}, {"x-shape": "3,a"}, {"x-shape": "0"}, {"x-shape": "1," * 9}],
+    [
+        {"x-dtype": "object"},
+        {"x-shape": ""},
+        {"x-shape": "3,a"},
+        {"x-shape": "0"},
+        {"x-shape": "-1"},
+        {"x-shape": "-1,-1"},
+        {"x-shape": "1," * 9},
+        {"x-shape": "99999999999999999999999"},
+        {"x-shape": "9223372036854775807,2"},
+        {"x-shape": str(2**63)},
+    ],
 )
 def test_headers_that_describe_no_tensor_are_refused(headers: dict[str, str]) -> None:
     """With what is allowed."""
     with pytest.raises(BadInput, match="allowed: "):
         payload.head(payload.OCTETS, headers)
+
+
+def test_a_shape_may_be_as_large_as_numpy_can_count() -> None:
+    """And travels; the body is never that long."""
+    described, _ = payload.unpack(payload.head(payload.OCTETS, {"x-shape": str(2**63 - 1)}))
+    assert described == payload.Head(payload.OCTETS, shape=(2**63 - 1,))
 
 
 def test_an_empty_body_is_refused() -> None:

@@ -38,6 +38,16 @@ def said(route: Route, body: bytes, *results: bytes) -> Any:
     return json.loads(b"".join(encode(results, 0.0)))
 
 
+def test_a_callers_long_name_for_a_model_is_not_kept() -> None:
+    """It comes back in the answer, and is forgotten."""
+    kept = openai_routes._encode_end_again.cache_info
+    for length, more in ((256, 1), (257, 0)):
+        before = kept().currsize
+        name = "n" * length
+        assert said(OPENAI, json.dumps({"input": "a", "model": name}).encode(), b"[1]")["model"] == name
+        assert kept().currsize - before == more
+
+
 def test_items_are_the_callers_bytes() -> None:
     """Escapes, blanks and digits stay as they were written."""
     ask = tei_routes.EMBED.decode(b'{"inputs": [ "\\u00e9" ,[1,  2], "x y"]}')
@@ -123,6 +133,22 @@ def test_kserve_reads_its_terms_from_the_body() -> None:
         deep = [deep]
     with pytest.raises(BadInput):
         route.decode(json.dumps({"inputs": [tensor | {"data": deep, "shape": [1] * 500}]}).encode())
+
+
+@pytest.mark.parametrize(("name", "largest"), [("timeout", 3_600_000_000), ("priority", 4_294_967_295)])
+def test_kserves_terms_are_bounded(name: str, largest: int) -> None:
+    """A timeout by what the header may say: an hour."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    body = json.dumps({"inputs": [tensor], "parameters": {name: 7}})
+    route = kserve_v2_routes.infer("m")
+
+    def ask(number: str) -> Ask:
+        return route.decode(body.replace("7", number).encode())
+
+    assert len(ask(str(largest)).items) == 1
+    for number in (str(largest + 1), "9" * 400, "9" * 5000, "-1"):
+        with pytest.raises(BadInput, match=rf"parameters\.{name}"):
+            ask(number)
 
 
 def binary_ask(tail: bytes, more: Mapping[str, Any] = MappingProxyType({}), **tensor: Any) -> Ask:

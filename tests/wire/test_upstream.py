@@ -10,10 +10,13 @@ from carpool.errors import (
     BatchRefused,
     BatchTooLarge,
     CarpoolError,
+    NotAllowed,
+    NotFound,
     Overloaded,
     Unavailable,
     Unreachable,
 )
+from carpool.wire.call import Call
 from carpool.wire.upstream import decode_refusal, named_limit
 
 
@@ -42,6 +45,28 @@ def test_an_upstreams_refusal_keeps_its_words_and_its_meaning(status: int, kind:
     error = decode_refusal(status, b'{"error": "Model is overloaded", "error_type": "Overloaded"}')
     assert type(error) is kind
     assert str(error) == f"the upstream answered {status}: Model is overloaded"
+
+
+@pytest.mark.parametrize(
+    ("status", "call", "kind"),
+    [
+        (404, Call.of("embed", model="no"), NotFound),
+        (403, Call.of("embed", model="no"), NotAllowed),
+        (401, Call.of("embed", model="no"), BackendError),
+        (401, Call.of("embed", credentials="Bearer theirs"), NotAllowed),
+        (403, Call.of("embed", credentials="Bearer theirs"), NotAllowed),
+        (404, Call.of("embed", dimensions=3), BackendError),
+        (404, Call.of("embed", credentials="Bearer theirs"), BackendError),
+    ],
+)
+def test_what_a_caller_has_said_is_the_callers_affair(
+    status: int, call: Call, kind: type[CarpoolError]
+) -> None:
+    """A model that is not there, or credentials; the rest of a request carpool makes."""
+    error = decode_refusal(status, b'{"message": "The model `no` does not exist."}', call=call)
+    assert type(error) is kind
+    assert "`no` does not exist" in str(error)
+    assert error.status == (502 if kind is BackendError else status)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>bad gateway</html>", b"[1]", b"\xff" * 10, b"x" * 10_000])

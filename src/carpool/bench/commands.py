@@ -33,7 +33,7 @@ from carpool.bench.search import BATCH_SIZES, IN_FLIGHT, USERS, Search, Space
 from carpool.bench.serving import serve, subject
 from carpool.bench.summary import Results
 from carpool.bench.tune import CALIBRATED, Live, as_config, draw, measure_batches
-from carpool.errors import CarpoolError, ConfigError
+from carpool.errors import CarpoolError, ConfigError, Raised
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,11 +54,16 @@ class _Bench(click.Group):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What went wrong is one line; the exit status says whose fault it was: 3 is the load generator's own."""
+    """What went wrong is one line; the exit status says whose fault it was: 3 is the load generator's own.
+
+    Behind the line comes where a model raised, if that was it.
+    """
     try:
         yield
     except CarpoolError as error:
         click.echo(f"carpool: {error}", err=True)
+        if isinstance(error.__cause__, Raised) and error.__cause__.traceback:
+            click.echo(error.__cause__.traceback, err=True)
         sys.exit(
             LATE if isinstance(error, CouldNotKeepUp) else WRONG if isinstance(error, ConfigError) else FAILED
         )

@@ -14,7 +14,7 @@ from carpool.core.queue import Queue
 from carpool.core.replica import Replica
 from carpool.core.request import Request
 from carpool.core.spread import spread
-from carpool.errors import Overloaded
+from carpool.errors import Overloaded, TooLarge
 
 _SAFETY = 1.5  # times the predicted time to an answer must fit before a deadline, or it is not taken in
 _LONGEST = 30.0  # seconds that anybody is told to stay away
@@ -23,7 +23,7 @@ _JITTER = 0.2
 
 
 class Admission:
-    """The gate before one queue; it raises `Overloaded`."""
+    """The gate before one queue; it raises `Overloaded`, and `TooLarge` for what the queue can never hold."""
 
     __slots__ = ("_come_back", "_pool", "_queue", "_roomy_below", "_roomy_wait", "max_queue_size")
 
@@ -46,6 +46,8 @@ class Admission:
         limited in turn, or tenants without number could fill the memory.
         """
         queue, size = self._queue, len(request.items)
+        if size > self.max_queue_size:  # then there is no time to come back
+            raise TooLarge(f"the request has {size} inputs", f"at most {self.max_queue_size} may wait")
         own = queue.waits_of(request.tenant, request.weight)
         share = self.max_queue_size * request.weight / self._weights(request, own)
         if own + size > share or queue.waiting + size > 2 * self.max_queue_size:

@@ -9,6 +9,7 @@ from carpool.core.request import Request
 # Failures without a success: both halves and a half of one make it doubtful that items are to blame. It is an
 # outage when the other half has failed as well, and an item of each alone.
 _DOUBT, _OUTAGE = 3, 6
+_HANG = 3  # failures for which one counts that took all the time that a batch may take: two are an outage
 
 
 # The span `start:stop` of a request's items that travels in one batch: (request, start, stop). A plain tuple:
@@ -19,12 +20,17 @@ Part = tuple[Request, int, int]
 class Search:
     """The search for the bad items of a batch that failed; `isolation.py` says how it goes."""
 
-    __slots__ = ("failures", "largest", "successes")
+    __slots__ = ("bore", "failures", "largest", "successes")
 
     def __init__(self) -> None:
         self.failures = 0  # on what was in a batch; one that was too large says nothing of an outage
         self.successes = 0
         self.largest = 1  # items that have succeeded in one batch
+        self.bore: dict[int, float] = {}  # what replicas, by number, bore before they complained of a size
+
+    def failed(self, hung: bool) -> None:
+        """A step of it failed."""
+        self.failures += _HANG if hung else 1
 
     @property
     def is_doubtful(self) -> bool:

@@ -3,8 +3,9 @@
 A batch that failed on what was in it is split in halves, breadth first, until single items fail: one bad item
 in 32 costs ten more calls. It must not make an outage worse: when both halves fail, both halves of one, and an
 item of each of these alone, with nothing answered in between, the backend is down and the rest fails at once.
-And calls made for isolation are paid from a budget of two for every item that was answered, which is what
-a search costs to its end.
+A batch that took longer than any may is run again item by item at once, since each of its halves could take as
+long, and two that hang with nothing answered in between are an outage. And calls made for isolation are paid
+from a budget of two for every item that was answered, which is what a search costs to its end.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def cut(parts: list[Part], room: int) -> tuple[list[Part], list[Part]]:
 
 
 class Quarantine:
-    """Payloads that a search has found to be bad, with their error, for a minute."""
+    """Payloads that a search has found to be bad, with their error, for a minute.
+
+    `None` stands for a payload that cannot be recognised.
+    """
 
     __slots__ = ("known",)
 
@@ -75,14 +79,14 @@ class Quarantine:
 
     def add(self, now: float, key: Hashable, error: BaseException) -> None:
         """Remember a payload, and forget the one longest known if there are too many."""
-        self.known[key] = (now + _REMEMBERED_SECONDS, error)
-        if len(self.known) > _REMEMBERED:
-            self.known.popitem(last=False)
+        if key is not None:
+            self.known.pop(key, None)  # it is the one known for the shortest time now
+            self.known[key] = (now + _REMEMBERED_SECONDS, error)
+            if len(self.known) > _REMEMBERED:
+                self.known.popitem(last=False)
 
     def find(self, now: float, key: Hashable) -> BaseException | None:
         """The error of a payload that is known to be bad."""
-        until, error = self.known.get(key, (now, None))
-        if until <= now:
-            self.known.pop(key, None)
-            return None
-        return error
+        while self.known and next(iter(self.known.values()))[0] <= now:
+            self.known.popitem(last=False)
+        return self.known[key][1] if key in self.known else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
-from carpool.core.batch import Batch
+from carpool.core.batch import Batch, Search
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.core.replica import Capacity, Replica
@@ -96,8 +96,7 @@ class Pool:
             replica.breaker.reset()
             self.down_since = inf
         replica.is_available = is_available
-        if not self.is_up(now):
-            self.down_since = min(self.down_since, now)
+        self._look(now)
 
     def is_up(self, now: float) -> bool:
         """Whether a batch may be sent anywhere, were there a slot."""
@@ -107,9 +106,31 @@ class Pool:
         """A batch is back well."""
         self.down_since = inf
 
+    def excused(self, search: Search) -> None:
+        """What replicas said of the size of batches was due to one item."""
+        for replica in self.replicas:
+            replica.excused(search)
+
     def is_down(self, now: float) -> bool:
-        """Whether no replica has been up for so long that nobody should be kept waiting for one."""
-        return now >= self.down_since + self._patience and not self.is_up(now)
+        """Whether nobody should be kept waiting: no replica has been up for so long, or will be before that."""
+        if self._look(now):
+            return False
+        patient_until = self.down_since + self._patience
+        return now >= patient_until or self.opens_at() > patient_until
+
+    def opens_at(self) -> float:
+        """When the first breaker opens, where all replicas can be reached and are paused; else in the past."""
+        return min(
+            (replica.breaker.opens_at if replica.is_available else -inf for replica in self.replicas),
+            default=-inf,
+        )
+
+    def _look(self, now: float) -> bool:
+        """Whether any is up; since when none is, is remembered."""
+        is_up = self.is_up(now)
+        if not is_up:
+            self.down_since = min(self.down_since, now)
+        return is_up
 
     # -- where the next batch goes -------------------------------------------------------------------------
 
@@ -124,12 +145,10 @@ class Pool:
                 return None
         elif (soonest := self._soonest(now, waiting, cost)) is not None:
             return soonest
-        if not self.is_up(now):
-            self.down_since = min(self.down_since, now)
+        if not self._look(now):
             trials = (replica.breaker.opens_at for replica in self.replicas if replica.is_available)
-            self.look_again_at = min(
-                (at for at in trials if at > now), default=self.down_since + self._patience
-            )
+            patient_until = self.down_since + self._patience
+            self.look_again_at = min((at for at in (*trials, patient_until) if at > now), default=inf)
         return None
 
     def free_for_rerun(self, now: float, avoid: int | None) -> Replica | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 from typing import NamedTuple
 
-from carpool.core.batch import Batch
+from carpool.core.batch import Batch, Search
 from carpool.core.breaker import Breaker
 from carpool.core.curve import Curve
 from carpool.core.device import Device
@@ -173,11 +173,15 @@ class Replica:
                 self._size_cap += 1
                 self._since_complaint = 0
 
-    def complained(self, batch: Batch, bears: int) -> None:
-        """A batch was too large; so many items have been shown to be bearable."""
-        if len(batch) > 1:  # else it is the item that is too large
-            self._size_cap = max(bears, min(self._size_cap, len(batch) // 2))
-            self._since_complaint = 0
+    def complained(self, batch: Batch, search: Search) -> None:
+        """A batch of several items was too large."""
+        search.bore.setdefault(self.number, self._size_cap)
+        self._size_cap = max(search.largest, min(self._size_cap, len(batch) // 2))
+        self._since_complaint = 0
+
+    def excused(self, search: Search) -> None:
+        """It was one item that was too large by itself, and never the batches in which it was."""
+        self._size_cap = max(self._size_cap, search.bore.pop(self.number, 0))
 
 
 def _or_inf(limit: float | None) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from carpool.core.batch import Batch, Part, Search
 from carpool.core.isolation import Budget, cut, halves
+from carpool.core.request import Request
 from carpool.core.spread import spread
 
 _TRIES = 3  # of one batch, the first included
@@ -65,6 +66,13 @@ class Reruns:
         self._push(-inf if search.is_doubtful else now, first, search, batch.tries, None)
         self._push(now, rest, search, batch.tries, None)
 
+    def one_by_one(self, now: float, batch: Batch, search: Search) -> None:
+        """Run each item alone: what hangs takes all the time there is in each part that it is in, so in one."""
+        rest = batch.parts
+        while rest:
+            first, rest = cut(rest, 1)
+            self._push(now, first, search, batch.tries, None)
+
     def again(self, now: float, batch: Batch) -> bool:
         """Run a lost batch again in a moment; False if it was tried too often, or too much is."""
         if not live(batch.parts):
@@ -102,6 +110,10 @@ class Reruns:
         for rerun in waits:
             heapq.heappush(self._entries, rerun)
         return found
+
+    def requests(self) -> list[Request]:
+        """Whose they are."""
+        return [request for rerun in self._entries for request, _, _ in rerun.parts]
 
     def abandon(self, search: Search) -> list[Part]:
         """Give up a search; what was still to be run for it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import ceil, inf, nextafter
 from typing import Any
 
 from carpool.core import selection
@@ -37,6 +37,7 @@ from carpool.errors import (
     BatchTooLarge,
     CallerError,
     Crashed,
+    Hung,
     Overloaded,
     ShuttingDown,
     TimedOut,
@@ -117,10 +118,10 @@ class Scheduler:
         if not size:
             raise ValueError("a request has one item at least")
         if self._pool.down_since < inf and self._pool.is_down(now):
-            raise _no_replica()
+            raise self._no_replica(now)
+        if self._quarantine.known and (known := self._quarantine.find(now, _content(request))) is not None:
+            raise known
         if key is not None:
-            if self._quarantine.known and (known := self._quarantine.find(now, key)) is not None:
-                raise known
             lead = self._leads.get(key)
         if lead is None:
             if queue.waiting + size > self._admission.max_queue_size:
@@ -170,7 +171,7 @@ class Scheduler:
             replica = self._pool.free(now, self._queue.waiting, self._queue.cost)
             if replica is None:
                 if self._pool.is_down(now):
-                    self._give_up()
+                    self._give_up(now)
                 else:
                     self._look_again(self._pool.look_again_at)
                 return None
@@ -289,12 +290,17 @@ class Scheduler:
             for replica in self._pool.replicas
         ]
 
-    def _give_up(self) -> None:
+    def _give_up(self, now: float) -> None:
         """Everybody who waits is told that nothing can serve."""
         parts = self._reruns.drain()
         while (lane := self._queue.next_lane()) is not None:
             parts += self._queue.take(lane, lane.waiting)
-        self._fail_all(parts, _no_replica())
+        self._fail_all(parts, self._no_replica(now))
+
+    def _no_replica(self, now: float) -> Unavailable:
+        pause = ceil(self._pool.opens_at() - now) if self._pool.opens_at() > now else 1
+        why = "no replica can be reached" if pause <= 1 else f"all have asked for a pause, of {pause} s still"
+        return Unavailable("nothing can serve this now", f"{why}; it was not run", pause)
 
     def _fail_all(self, parts: Sequence[Part], error: BaseException) -> None:
         for request, _, _ in parts:
@@ -393,6 +399,11 @@ class Scheduler:
                 return self._launch(now, replica, parts, reason, rerun.search, rerun.tries)
         if (due := self._reruns.next()) > now:
             self._look_again(due)
+        for request in self._reruns.requests():  # which are in no queue that would watch their deadlines
+            self._drop_late(request, nextafter(now, inf))
+            for waits in (request, *(request.riders or ())):
+                if waits.deadline > now:  # else its caller knows, and it is run for the riders
+                    self._look_again(waits.deadline)
         return None
 
     def _place_for(self, now: float, rerun: Rerun) -> int:
@@ -505,16 +516,24 @@ class Scheduler:
         """Run it again, in halves or elsewhere, if that can help; else it is the error of everyone in it."""
         search = batch.search or Search()
         if isinstance(error, BatchTooLarge):
-            replica.complained(batch, search.largest)
+            if len(batch) > 1:
+                replica.complained(batch, search)
+            else:
+                self._pool.excused(search)
         elif batch.search is not None:
-            search.failures += 1
+            search.failed(hung=isinstance(error, Hung))
         self._note_health(now, replica, error, search)
         kills = isinstance(error, Crashed) and batch.tries >= _KILLS
+        if isinstance(error, Hung) and self._policy.isolate and (len(batch) > 1 or batch.search is not None):
+            kills = True  # each try costs the whole time that a batch may take: in pieces is another one
         is_lost = isinstance(error, _LOST) and not (kills or isinstance(error, ShuttingDown))
-        if is_lost and self._reruns.again(now, batch):
+        if is_lost and not self._is_put_off(now, error) and self._reruns.again(now, batch):
             return
         if self._may_split(batch, error, search, kills):
-            self._reruns.in_pieces(now, batch, search)
+            if isinstance(error, Hung):
+                self._reruns.one_by_one(now, batch, search)
+            else:
+                self._reruns.in_pieces(now, batch, search)
             return
         if len(batch) == 1:
             is_deadly = kills and not search.is_doubtful
@@ -523,9 +542,9 @@ class Scheduler:
             elif isinstance(error, BatchRefused):
                 error = BadInput("the input is refused", str(error))
             ((request, _, _),) = batch.parts
-            is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and (search.successes or is_deadly)
-            if is_to_blame and request.key is not None:
-                self._quarantine.add(now, request.key, error)
+            is_to_blame = isinstance(error, _OF_ITS_CONTENTS) and search.successes and request.key is not None
+            if is_to_blame or is_deadly:
+                self._quarantine.add(now, _content(request), error)
         self._fail_all(batch.parts, error)
         if search.is_outage:
             self._fail_all(self._reruns.abandon(search), error)
@@ -539,6 +558,11 @@ class Scheduler:
             replica.breaker.undecided()
         else:
             replica.breaker.failed(now)
+
+    def _is_put_off(self, now: float, error: BaseException) -> bool:
+        """Whether it was not run by who asked for a pause, too long to wait for, with nobody else up."""
+        asked = isinstance(error, Overloaded | Unavailable) and error.retry_after
+        return bool(asked) and self._pool.is_down(now)
 
     def _may_split(self, batch: Batch, error: BaseException, search: Search, kills: bool) -> bool:
         if len(batch) == 1 or search.is_outage:
@@ -635,5 +659,13 @@ def _deadly(error: BaseException) -> BatchFailed:
     )
 
 
-def _no_replica() -> Unavailable:
-    return Unavailable("nothing can serve this now", "no replica can be reached; it was not run", 1)
+def _content(request: Request) -> Hashable:
+    """What is the same for requests for the same; `None` where that cannot be told."""
+    if request.key is not None:
+        return request.key
+    content = (request.group, *request.items)
+    try:
+        hash(content)
+    except TypeError:
+        return None
+    return content

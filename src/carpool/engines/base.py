@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from carpool.errors import ModelError
 
@@ -86,8 +86,10 @@ def choose_output(names: Sequence[str]) -> int:
 
 def unreadable(model: Path | str, error: Exception) -> ModelError:
     """The error for a model file that a library will not take."""
-    return ModelError(f"{model} is not an ONNX model that can be loaded", _first_line(error))
+    return ModelError(f"{model} is not an ONNX model that can be loaded", _last_line(error))
 
 
-def _first_line(error: Any) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _last_line(error: Exception) -> str:
+    """The reason that a library gives: OpenVINO first says where in its source that was, line by line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

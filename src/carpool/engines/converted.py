@@ -29,7 +29,12 @@ def convert(module: Any, network: TorchNetwork, name: str) -> OpenVinoNetwork:
     if shape is None or None in shape:
         raise ModelError(f"{name} cannot be converted: its input shape is not known", "give ?shape=3,224,224")
     random = np.random.default_rng(0)
-    batch = random.standard_normal((_ROWS, *[size or 1 for size in shape])).astype(network.dtype)
+    sizes = (_ROWS, *[size or 1 for size in shape])
+    is_float = network.dtype.startswith("float")
+    # Of whole numbers 0 and 1: they are most often places in a table, of which it has two at least.
+    batch = (random.standard_normal(sizes) if is_float else random.integers(2, size=sizes)).astype(
+        network.dtype
+    )
     example = torch.from_numpy(batch[:2])  # two: a batch of one would be frozen as 1
     ours = convert_network(module, example, name, available_cores())
     off = refuse_difference(network.run(batch), ours.run(batch), name)

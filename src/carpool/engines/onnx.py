@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from carpool.errors import MissingExtra, ModelError
+
+if TYPE_CHECKING:
+    from carpool.engines.tensors import Network
 
 
 def library(engine: str, model: str) -> ModuleType:
@@ -28,3 +33,13 @@ def library(engine: str, model: str) -> ModuleType:
             raise MissingExtra("openvino", "local")
         case _:
             raise ModelError(f"{model} does not run on {engine}", "allowed: auto, openvino, onnxruntime")
+
+
+def open_network(engine: str, model: Path, threads: int) -> Network:
+    """The network in a file; with "auto" on ONNX Runtime, where there is that, if OpenVINO were not exact."""
+    chosen = library(engine, model.name)
+    if engine == "auto" and not chosen.is_exact(model):
+        with suppress(MissingExtra):
+            chosen = library("onnxruntime", model.name)
+    network: Network = chosen.open_network(model, threads)
+    return network

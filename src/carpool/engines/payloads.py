@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from carpool.errors import BadInput, MissingExtra
 from carpool.wire import payload
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Array: TypeAlias = NDArray[Any]
@@ -39,6 +41,9 @@ _LARGEST_KEPT = 8 * 1024**2
 
 # Bytes that are compared at a time: what that gives stays in the CPU's cache.
 _STRETCH = 256 * 1024
+
+# What JSON and MessagePack have beside numbers, lists and maps: numpy would make numbers of it.
+_NO_NUMBERS: dict[type, str] = {type(None): "null", bool: "true or false", str: "text", bytes: "bytes"}
 
 _BODY = msgspec.json.Decoder(_Body)
 _EXPECTED = 'expected {"data": <what the model takes>}'
@@ -64,21 +69,89 @@ def read(item: bytes | memoryview, numbers: str | None = None) -> Any:
 def conform(value: Any, shape: Shape | None, dtype: str) -> Array:
     """An array of this shape and type; flat numbers are put into shape. Raises `BadInput` that names it.
 
-    Without a shape it may be any, as long as its rows are all alike.
+    Without a shape it may be any, as long as its rows are all alike. Floats are rounded to the type's own; no
+    number becomes another one otherwise.
     """
     import numpy as np
 
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f" != np.dtype(dtype).kind:
-        raise BadInput(f"the input is {value.dtype}", _wanted(shape, dtype))  # not cut off at the point
     try:
-        array = np.asarray(value, dtype=dtype)
-    except (ValueError, TypeError):  # rows of different lengths, or no numbers
-        raise BadInput("the input is not a tensor of numbers", _wanted(shape, dtype)) from None
+        array = _cast(value if isinstance(value, np.ndarray) else _listed(value, dtype), np.dtype(dtype))
+    except ValueError as error:
+        raise BadInput(f"the input {error}", _wanted(shape, dtype)) from None
     if shape is None or _fits(array.shape, shape):
         return array
     if array.ndim == 1 and None not in shape and array.size == prod(size or 1 for size in shape):
         return array.reshape([size or 1 for size in shape])
     raise BadInput(f"the input has the shape {list(array.shape)}", _wanted(shape, dtype))
+
+
+def _listed(value: Any, dtype: str) -> Array:
+    """The array that nested lists are, or a number. Raises `ValueError` that says what is there instead."""
+    import numpy as np
+
+    wanted = np.dtype(dtype)
+    leaves, found = _leaves(value)
+    if wanted.kind == "b":
+        found.discard(bool)
+    refused = _NO_NUMBERS | ({float: "floats"} if wanted.kind in "biu" else {})
+    if aliens := [name for kind, name in refused.items() if kind in found]:
+        raise ValueError(f"has {' and '.join(aliens)} in it")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):  # rows of different lengths
+        raise ValueError("is not a tensor of numbers") from None
+    if wanted.kind in "biu" and found == {int} and array.dtype.kind not in "iu":
+        # numpy makes floats or objects of whole numbers of which some need int64 and others uint64, or more.
+        _check_range(min(leaves), max(leaves), wanted)
+        return np.asarray(value, wanted)
+    return array
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The same numbers in another type, floats rounded. Raises `ValueError` that says why they cannot be."""
+    import numpy as np
+
+    if array.size and dtype.kind in "biu" and not np.can_cast(array.dtype, dtype):
+        if array.dtype.kind == "f":
+            raise ValueError(f"is {array.dtype}")  # not cut off at the point
+        if array.dtype.kind in "iu":
+            _check_range(int(array.min()), int(array.max()), dtype)
+    try:
+        with np.errstate(over="raise"):  # the CPU tells at no cost; infinity and NaN are let through
+            return array.astype(dtype, copy=False)
+    except ArithmeticError:
+        raise ValueError(_beyond(dtype)) from None
+    except (ValueError, TypeError):  # objects: a map, or what a model's `preprocess` made
+        raise ValueError("is not a tensor of numbers") from None
+
+
+def _check_range(lowest: int, highest: int, dtype: np.dtype[Any]) -> None:
+    """Raises `ValueError` if a type of whole numbers, or of booleans, has not all of these."""
+    low, high = _range(dtype)
+    if lowest < low or highest > high:
+        raise ValueError(_beyond(dtype))
+
+
+def _beyond(dtype: np.dtype[Any]) -> str:
+    low, high = _range(dtype)
+    return f"has numbers in it that {dtype} has not: it goes from {low} to {high}"
+
+
+def _range(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    import numpy as np
+
+    if dtype.kind == "b":
+        return 0, 1
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    return limits.min, limits.max
+
+
+def _leaves(value: Any) -> tuple[list[Any], set[type]]:
+    """What nested lists hold, as deep as all of them go, and of which types that is."""
+    level = [value]
+    while (found := set(map(type, level))) == {list}:
+        level = list(chain.from_iterable(level))
+    return level, found
 
 
 def _fits(given: tuple[int, ...], wanted: Shape) -> bool:
@@ -124,9 +197,10 @@ def _parsed(parser: Any, body: bytes | memoryview, dtype: str) -> Array:
     """The numbers in a body. Nothing that it returns refers to the parser, which could not be used again."""
     import numpy as np
 
-    data = parser.parse(body)["data"]
-    flat = np.frombuffer(data.as_buffer(of_type="d"), dtype=np.float64)
-    return flat.astype(dtype).reshape(_regular_shape(data, flat.size, _brackets(body)))
+    data, wanted = parser.parse(body)["data"], np.dtype(dtype)
+    of_type = wanted.kind if wanted.kind in "iu" else "d"  # signed, unsigned or double: 64 bits each
+    flat = np.frombuffer(data.as_buffer(of_type=of_type), dtype=f"{of_type}8".replace("d", "f"))
+    return _cast(flat, wanted).reshape(_regular_shape(data, flat.size, _brackets(body)))
 
 
 def _brackets(body: bytes | memoryview) -> int:
@@ -203,6 +277,15 @@ def _image(body: memoryview) -> Any:
         image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG"))
         if image.width * image.height > _MOST_PIXELS:
             raise BadInput(f"the image has {image.width} x {image.height} pixels", f"allowed: {_MOST_PIXELS}")
-        return image.convert("RGB")
+        return (_eight_bits(image) if image.mode.startswith("I") else image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput("the body is not a JPEG or PNG image", str(error)) from None
+
+
+def _eight_bits(image: Any) -> Any:
+    """A grey image of 16 bits, which Pillow itself would clip to 255, by the upper 8."""
+    import numpy as np
+    from PIL import Image
+
+    image.load()
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from carpool.engines.results import not_finite
 from carpool.engines.tokenize import read_json
 from carpool.errors import MissingExtra, ModelError
 from carpool.wire.call import Vector
@@ -83,9 +84,14 @@ def dumps(value: object) -> bytes:
     return orjson.dumps(value)
 
 
-def encode(vectors: Floats) -> list[Vector]:
-    """Each vector as a JSON array, with the fewest digits that give the same float32 back, and as bytes."""
-    return [_encode(vector) for vector in vectors]
+def encode(vectors: Floats) -> list[Vector | Exception]:
+    """Each vector as a JSON array, with the fewest digits that give the same float32 back, and as bytes.
+
+    One that has NaN or infinity in it is an error in its place. To look for them takes 2 of 680 us (32 x 384).
+    """
+    if np.isfinite(vectors).all():
+        return [_encode(vector) for vector in vectors]
+    return [_encode(vector) if np.isfinite(vector).all() else not_finite() for vector in vectors]
 
 
 def _encode(numbers: Floats) -> Vector:

@@ -16,7 +16,8 @@ What it may have, all of it optional but one of the first three:
 
 `predict` is called from one thread, always the same; `preprocess` and `collate` for the next batch meanwhile.
 An exception in a result's place is that item's error. `ValueError`, `TypeError`, `LookupError` and
-`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's.
+`AttributeError`, there or from `preprocess`, are the caller's fault; anything else is the model's, as is all
+that `postprocess` raises.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from math import isfinite
+from numbers import Integral
+from operator import index
 from typing import Any, TypeAlias
 
 from carpool.engines import payloads, pricing, results
@@ -48,19 +53,19 @@ class PythonModel:
 
     def __init__(self, model: Any, name: str) -> None:
         self._model = model
-        self._shape: payloads.Shape | None = getattr(model, "input_shape", None)
+        self._shape = _input_shape(getattr(model, "input_shape", None))
         # What it is to get as arrays; None for JSON's own values.
-        self._dtype: str | None = getattr(model, "input_dtype", None if self._shape is None else "float32")
+        self._dtype = _input_dtype(getattr(model, "input_dtype", None if self._shape is None else "float32"))
         self._preprocess = getattr(model, "preprocess", None)
         self._postprocess = getattr(model, "postprocess", None)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "carpool-item")
         self._can = [ours for ours, theirs in _OPERATIONS.items() if hasattr(model, theirs)]
         self.info = {
-            "engine": getattr(model, "engine", "python"),
+            "engine": _taken(model, "engine", "python"),
             "inputs": name,
             "can": self._can,
-            "dimensions": int(getattr(model, "dimensions", -1)),
-            "max_tokens": int(getattr(model, "max_tokens", 0)),
+            "dimensions": int(_taken(model, "dimensions", -1)),
+            "max_tokens": int(_taken(model, "max_tokens", 0)),
             "input_shape": None if self._shape is None else list(self._shape),
             "input_dtype": self._dtype,
             "cost": pricing.name_of(model),
@@ -76,12 +81,14 @@ class PythonModel:
     def prepare(self, items: Sequence[Any], call: Call = EMBED) -> Callable[[], list[bytes | Exception]]:
         """Make inputs of the items; the rest is what returns. Another batch may be run meanwhile."""
         if call.operation not in self._can:
-            can = ", ".join(self._can)
-            raise Unsupported(f"the model has no '{call.operation}'", f"it has: {can}")
+            missing = _OPERATIONS.get(call.operation, call.operation)
+            has = ", ".join(_OPERATIONS[operation] for operation in self._can)
+            raise Unsupported(f"the model has no {missing}", f"it has {has}")
         parameters = dict(call.parameters)
         match call.operation:
             case "infer":
-                return partial(self._infer, *self._inputs(items))
+                write = results.to_finite_json if parameters.get("finite") else results.to_json
+                return partial(self._infer, write, *self._inputs(items))
             case "embed":
                 return partial(_embed, self._model.embed, items, parameters)
             case _:
@@ -96,12 +103,14 @@ class PythonModel:
         groups = [(group, self._collated(inputs, group)) for group in self._groups(inputs, places)]
         return [read if isinstance(read, Exception) else None for read in inputs], groups
 
-    def _infer(self, answers: list[Any], groups: Sequence[_Group]) -> list[bytes | Exception]:
+    def _infer(
+        self, write: Callable[[Any], bytes], answers: list[Any], groups: Sequence[_Group]
+    ) -> list[bytes | Exception]:
         """Run the inputs, and write a result into each one's place."""
         made: dict[int, Any] = {}
         for group, inputs in groups:
             made.update(zip(group, _paired(self._model.predict(inputs), len(group)), strict=True))
-        written = self._each(self._write, list(made.values()), self._postprocess is not None)
+        written = self._each(partial(self._write, write), list(made.values()), self._postprocess is not None)
         for place, result in zip(made, written, strict=True):
             answers[place] = result
         return answers
@@ -118,11 +127,13 @@ class PythonModel:
         except Exception as error:
             return results.blamed(error)
 
-    def _write(self, result: Any) -> bytes | Exception:
-        return results.encoded(result, self._finish)
-
-    def _finish(self, result: Any) -> bytes:
-        return results.to_json(result if self._postprocess is None else self._postprocess(result))
+    def _write(self, write: Callable[[Any], bytes], result: Any) -> bytes | Exception:
+        if self._postprocess is not None and not isinstance(result, Exception):
+            try:
+                result = self._postprocess(result)
+            except Exception as error:
+                return error  # the model's own fault, whatever its type: the input has been run by now
+        return results.encoded(result, write)
 
     def _groups(self, inputs: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
         """Which of the inputs go to `predict` together: all, unless they are to be stacked and cannot be."""
@@ -143,6 +154,39 @@ class _Function:
 
     def __init__(self, predict: Callable[[list[Any]], Any]) -> None:
         self.predict = predict
+
+
+def _taken(model: Any, name: str, default: Any) -> Any:
+    """What a model of carpool's own says of itself; a user's may mean something else by the same name."""
+    value = getattr(model, name, default)
+    return value if isinstance(value, Integral if isinstance(default, int) else str) else default
+
+
+def _input_shape(given: Any) -> payloads.Shape | None:
+    if given is None:
+        return None
+    try:
+        shape = tuple(None if size is None else index(size) for size in given)
+        if all(size is None or size > 0 for size in shape):
+            return shape
+    except TypeError:  # no sequence, or not of whole numbers
+        pass
+    raise ModelError(
+        f"input_shape {given!r} is no shape",
+        "allowed: a tuple of sizes from 1, and None where a size may be any",
+    )
+
+
+def _input_dtype(given: Any) -> str | None:
+    """Its name, of whatever numpy takes for a type: `np.float32` is "float32"."""
+    if given is None:
+        return None
+    import numpy as np
+
+    with suppress(Exception):  # numpy has one of many kinds for each thing that is no type
+        if (name := str(np.dtype(given).name)) in payload.DTYPES:
+            return name
+    raise ModelError(f"input_dtype {given!r} is not known", f"allowed: {', '.join(payload.DTYPES)}")
 
 
 def _paired(returned: Any, count: int) -> list[Any]:
@@ -166,7 +210,10 @@ def _embed(embed: Callable[[list[Any]], Any], texts: Sequence[Any], parameters: 
     if width > vectors.shape[1]:
         return [BadInput(f"`dimensions` must be at most {vectors.shape[1]}. Given: {width}") for _ in texts]
     vectors = np.ascontiguousarray(vectors[:, :width])
-    return list(pooling.encode(pooling.normalise(vectors) if parameters.get("normalize", True) else vectors))
+    if parameters.get("normalize", True):
+        with np.errstate(invalid="ignore"):  # NaN is found when they are written
+            vectors = pooling.normalise(vectors)
+    return list(pooling.encode(vectors))
 
 
 def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence[Any]) -> list[Any]:
@@ -176,7 +223,9 @@ def _rerank(rerank: Callable[[str, list[Any]], Any], query: str, texts: Sequence
 
 
 def _rank(place: int, score: Any) -> bytes:
-    return results.to_json({"index": place, "score": float(score)})
+    if not isfinite(number := float(score)):
+        raise results.not_finite()
+    return results.to_json({"index": place, "score": number})
 
 
 def _need_texts(items: Sequence[Any]) -> None:

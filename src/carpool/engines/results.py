@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from carpool.errors import BadInput
+from carpool.errors import BadInput, CarpoolError
 
 _orjson: Any = None
 with suppress(ImportError):  # a model that returns no arrays does without
@@ -34,17 +35,26 @@ def encoded(result: Any, what: Callable[[Any], bytes]) -> bytes | Exception:
         return blamed(result)
     try:
         return what(result)
+    except FloatingPointError as error:
+        return error
     except Exception as error:
         return TypeError(f"the result cannot be written as JSON: {error}")
 
 
 def blamed(error: Exception) -> Exception:
-    """What an exception says of an item: of these kinds it is the input's fault, which its caller is told."""
-    if isinstance(error, BadInput) or not isinstance(
-        error, (ValueError, TypeError, LookupError, AttributeError)
-    ):
+    """What an exception says of an item: of these kinds it is the input's fault, which its caller is told.
+
+    Carpool's own errors say themselves whose fault they are: that Pillow is missing is no caller's.
+    """
+    kinds = (ValueError, TypeError, LookupError, AttributeError)
+    if isinstance(error, CarpoolError) or not isinstance(error, kinds):
         return error
     return BadInput(f"the model does not take this input: {type(error).__name__}", str(error))
+
+
+def not_finite() -> Exception:
+    """What is wrong with numbers that no dialect has a word for, and that break a client's arithmetic."""
+    return FloatingPointError("the model returned NaN or infinity")
 
 
 def to_json(value: Any) -> bytes:
@@ -52,6 +62,18 @@ def to_json(value: Any) -> bytes:
     if _orjson is None:
         return msgspec.json.encode(value, enc_hook=_plain)
     written: bytes = _orjson.dumps(value, _plain, _orjson.OPT_SERIALIZE_NUMPY | _orjson.OPT_NON_STR_KEYS)
+    return written
+
+
+def to_finite_json(value: Any) -> bytes:
+    """The same, but NaN and infinity are an error and not null. It takes several times as long."""
+    written = to_json(value)
+    try:
+        json.dumps(value, allow_nan=False, default=_plain, skipkeys=True)
+    except ValueError:
+        raise not_finite() from None
+    except TypeError:  # it knows fewer types than the other
+        pass
     return written
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from carpool.engines.base import available_cores
-from carpool.engines.onnx import library
+from carpool.engines.onnx import open_network
 from carpool.engines.python_model import PythonModel, serve
 from carpool.engines.tensors import TensorModel, picture
 from carpool.errors import ModelError
@@ -16,5 +16,5 @@ def load_onnx(path: str, engine: str = "auto", image: str = "", threads: int = 0
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"{path} does not exist", "expected an ONNX file")
-    network = library(engine, file.name).open_network(file, threads or available_cores())
+    network = open_network(engine, file, threads or available_cores())
     return serve(TensorModel(network, picture(image)), file.name)

@@ -61,14 +61,19 @@ class Picture:
     resize: int = 256
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, as every model of it is trained
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: int = 2  # of Pillow's numbers for it: bilinear
 
     def tensor(self, image: Any) -> Array:
-        """The tensor of a `PIL.Image.Image`."""
-        scale = self.resize / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        resized = image.resize((width, height), 2)  # bilinear, as the models were trained
-        cut = np.asarray(resized.crop((left, top, left + self.size, top + self.size)), dtype=np.float32)
+        """The tensor of a `PIL.Image.Image`. However long it is, no more of it is resized than is kept."""
+        # As torchvision does it, by which the models were trained: sizes are cut off, and places rounded.
+        short = min(image.size)
+        width, height = (max(self.size, int(self.resize * side / short)) for side in image.size)
+        left, top = (round((side - self.size) / 2) for side in (width, height))
+        # The square in the middle of the resized image, in pixels of the image as it is.
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + self.size) * across, (top + self.size) * down)
+        resized = image.resize((self.size, self.size), self.interpolation, box)
+        cut = np.asarray(resized, dtype=np.float32)
         mean, std = (np.array(each, dtype=np.float32) for each in (self.mean, self.std))
         normal: Array = (cut / np.float32(255) - mean) / std
         return normal.transpose(2, 0, 1)

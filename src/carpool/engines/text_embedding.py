@@ -91,7 +91,7 @@ class TextEmbedding:
             return lambda: [BadInput(refusal) for _ in rows]
         as_it_is = not parameters.get("normalize", True)
 
-        def finish(vectors: Floats) -> list[Vector]:
+        def finish(vectors: Floats) -> list[Vector | Exception]:
             vectors = np.ascontiguousarray(vectors[:, :width])
             return pooling.encode(vectors if as_it_is else pooling.normalise(vectors))
 

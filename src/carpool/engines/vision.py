@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
-
-import torch
 
 from carpool.engines.python_model import PythonModel
 from carpool.engines.tensors import Picture
 from carpool.engines.torch_files import from_module, network_options
-from carpool.errors import ModelError
+from carpool.errors import MissingExtra, ModelError
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtra("torch", "torch") from error
 
 # The ResNets that transformers builds as well: the blocks of each stage, and of which kind they are.
 _RESNETS: dict[str, tuple[list[int], str]] = {
@@ -27,33 +32,39 @@ def load(
     name: str, weights: str = "", engine: str = "auto", device: str = "cpu", **options: str
 ) -> PythonModel:
     """The classifier, ready and warm. `weights` is empty for the trained ones, "none", or a file of them."""
-    torchvision, missing = _torchvision()
-    if torchvision is not None:
+    run_on = network_options(device, **options)
+    torchvision, missing = _torchvision(name)
+    if missing is None:
         module, picture = _from_torchvision(torchvision, name, weights)
     elif weights == "none" and name in _RESNETS:
         module, picture = _resnet(name, missing), Picture()
     else:
-        raise ModelError(
-            f"{name} comes with torchvision, and {missing}",
-            f"pip install torchvision, or try the load alone: {name}?weights=none" * (name in _RESNETS)
-            or "pip install torchvision",
-        )
+        raise missing
     shape = (3, picture.size, picture.size)
-    return from_module(module.eval(), shape, name, engine, picture, **network_options(device, **options))
+    return from_module(module.eval(), shape, name, engine, picture, **run_on)
 
 
-def _torchvision() -> tuple[Any, str]:
-    """The library, or why it is not there: one that was built for another torch fails as it is imported."""
+def _torchvision(name: str) -> tuple[Any, ModelError | None]:
+    """The library, or why it cannot be imported: one that was built for another torch fails in several ways."""
     try:
         import torchvision
-    except ImportError:
-        return None, "it is not installed"
-    except RuntimeError as error:
-        return None, f"it does not go with this torch ({error})"
-    return torchvision, ""
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise  # something that it needs itself
+        instead = f"; to try the load alone ({name}?weights=none), transformers will do" * (name in _RESNETS)
+        message = f"{name} comes with torchvision, which is not installed"
+        return None, ModelError(message, f"pip install torchvision{instead}")
+    except (ImportError, OSError, RuntimeError) as error:
+        ours = f"torchvision {version('torchvision')} does not go with torch {torch.__version__}"
+        detail = "install the two that belong together, from one index, as this does: "
+        detail += "pip install --force-reinstall torch torchvision"
+        return None, ModelError(f"{name} comes with torchvision, and {ours} ({error})", detail)
+    return torchvision, None
 
 
 def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, Picture]:
+    from PIL.Image import Resampling  # torchvision needs it
+
     models = torchvision.models
     if name not in models.list_models(module=models):
         raise ModelError(
@@ -66,25 +77,38 @@ def _from_torchvision(torchvision: Any, name: str, weights: str) -> tuple[Any, P
         detail = f"{error}; give a file (?weights=FILE.pth), or try the load alone (?weights=none)"
         raise ModelError(f"the trained weights of {name} cannot be fetched", detail) from error
     if weights not in ("", "none"):
-        _read_weights(module, Path(weights))
+        _read_weights(module, name, Path(weights))
     told = trained.transforms()
-    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std))
+    filling = Resampling[told.interpolation.name]
+    return module, Picture(told.crop_size[0], told.resize_size[0], tuple(told.mean), tuple(told.std), filling)
 
 
-def _read_weights(module: Any, file: Path) -> None:
+def _read_weights(module: Any, name: str, file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist", "expected a file of weights")
     try:
-        module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # no file, another file, another model's
-        raise ModelError(f"{file} does not hold the weights", str(error).partition("\n")[0]) from error
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the library raises what it pleases, of which a KeyError says the least
+        detail = "expected what torch.save(module.state_dict(), FILE) writes"
+        raise ModelError(f"{file} is no file of weights", detail) from error
+    try:
+        module.load_state_dict(weights)
+    except Exception as error:  # another model's, or something else
+        raise ModelError(f"{file} does not hold the weights of {name}", _told(error)) from error
 
 
-def _resnet(name: str, missing: str) -> Any:
+def _told(error: Exception) -> str:
+    """The first lines below the heading, shortened: which keys are missing, and which nobody knows."""
+    heading, *lines = str(error).splitlines()
+    return " ".join(shorten(line, 200, placeholder=" ...") for line in lines[:3]) or heading
+
+
+def _resnet(name: str, missing: ModelError) -> Any:
     """The network with random weights, the same at each start: good for measuring, and for nothing else."""
     try:
         from transformers import ResNetConfig, ResNetForImageClassification
-    except ImportError as error:
-        detail = "pip install torchvision or transformers"
-        raise ModelError(f"{name} comes with torchvision, and {missing}", detail) from error
+    except ImportError:  # where torchvision does not go with torch, transformers' classifiers fail as well
+        raise missing from None
     depths, kind = _RESNETS[name]
     widths = [64, 128, 256, 512] if kind == "basic" else [256, 512, 1024, 2048]
     torch.manual_seed(0)

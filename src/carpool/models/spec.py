@@ -87,7 +87,7 @@ def check_installed(engine: str) -> None:
 # By its suffix: what loads a file, and the options that this takes.
 _FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     ".onnx": (_ONNX, ("image",)),
-    ".pt": (_TORCH, ("shape", "image", *_TORCH_OPTIONS)),
+    ".pt": (_TORCH, ("shape", "dtype", "image", *_TORCH_OPTIONS)),
     ".pt2": (_TORCH, ("image", *_TORCH_OPTIONS)),
 }
 

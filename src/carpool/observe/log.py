@@ -12,7 +12,7 @@ from typing import TextIO
 
 import structlog
 
-from carpool.errors import Abandoned, CallerError, Overloaded
+from carpool.errors import Abandoned, CallerError, Overloaded, Raised
 from carpool.observe.observer import BatchEnded, BatchLeft, Fact, RequestRefused, RequestsEnded
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -77,6 +77,10 @@ class LogObserver:
         extra["error"] = str(fact.error)
         if fact.error.__cause__ is not None:
             extra["cause"] = repr(fact.error.__cause__)
+        if isinstance(fact.error.__cause__, Raised) and fact.error.__cause__.traceback:
+            extra["exception"] = (
+                fact.error.__cause__.traceback
+            )  # as structlog calls it, and a terminal shows it
         self._log.warning("batch failed", extra=extra)
 
 

@@ -7,15 +7,15 @@ are seen together. All calls come from the loop's own thread; `blocking.py` is t
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Never, Self, TypeVar, cast
 
 from carpool.backends.base import Backend
-from carpool.backends.callable import BatchFunction, CallableBackend
+from carpool.backends.callable import BatchFunction, CallableBackend, batch_error
 from carpool.core.batch import Batch
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
@@ -24,8 +24,6 @@ from carpool.core.scheduler import Scheduler, SchedulerStatistics
 from carpool.errors import (
     Abandoned,
     BackendError,
-    BatchFailed,
-    BatchTooLarge,
     CarpoolError,
     ShuttingDown,
     Unreachable,
@@ -116,8 +114,7 @@ class Batcher(Generic[In, Out]):
         starts = (self._start_one(number, backend) for number, backend in self._backends.items())
         failures = [each for each in await asyncio.gather(*starts, return_exceptions=True) if each is not None]
         if failures and len(failures) == len(self._backends):
-            for backend in self._backends.values():
-                await backend.close()
+            await _close(self._backends.values())
             raise failures[0]
         for failure in failures:
             logger.error("one of several backends cannot be started", exc_info=failure)
@@ -186,16 +183,19 @@ class Batcher(Generic[In, Out]):
             self._give_up_batches()
 
     async def close(self) -> None:
-        """Take nothing new, wait until everything admitted has been answered, release the backend."""
+        """Take nothing new, wait until everything admitted has been answered, release the backends.
+
+        A batch for which nobody waits any more is cancelled.
+        """
         self._closing = True
         if self._open_requests:
             self._idle = self._idle or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
+        await _end(self._running)
         for timer in (self._timer, self._overdue_timer):
             if timer is not None:
                 timer.cancel()
-        for backend in self._backends.values():
-            await backend.close()
+        await _close(self._backends.values())
 
     @property
     def is_idle(self) -> bool:
@@ -353,7 +353,7 @@ class Batcher(Generic[In, Out]):
         """Have the backend run a batch. One that is no coroutine sends it before anything else is done."""
         try:
             return self._backends[batch.replica].run(batch.items, batch.group)
-        except Exception as error:
+        except BaseException as error:
             return _raise(error)
 
     async def _run(self, batch: Batch, running: Awaitable[Sequence[Out]]) -> None:
@@ -385,20 +385,22 @@ class Batcher(Generic[In, Out]):
     async def _outcome(self, running: Awaitable[Sequence[Out]]) -> Sequence[Out] | BaseException:
         try:
             return await running
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task not in self._overdue or task is None or task.uncancel():
+            assert task is not None
+            if not task.cancelling():  # this task was not: something was that the function waited for
+                return batch_error(error)
+            if task not in self._overdue or task.uncancel():
                 raise
             return BackendError(
                 "the backend did not answer in time", f"a batch may take {self.limits.batch_timeout} s"
             )
         except CarpoolError as error:
             return error
-        except Exception as error:
-            kind = BatchTooLarge if isinstance(error, MemoryError) else BatchFailed
-            failure = kind(f"the model raised {type(error).__name__}")
-            failure.__cause__ = error
-            return failure
+        except BaseException as error:
+            if _ends_the_program(error):
+                raise
+            return batch_error(error)
 
     def _now(self) -> float:
         if self._clock is None:
@@ -445,7 +447,23 @@ class Batcher(Generic[In, Out]):
                 logger.exception("an observer failed on %s", type(fact).__name__)
 
 
-async def _raise(error: Exception) -> Never:
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end; not at once, as one that has not begun would leave things undone."""
+    tasks = list(tasks)
+    for task in tasks:
+        asyncio.get_running_loop().call_soon(task.cancel)
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def _close(backends: Iterable[Backend[Any, Any]]) -> None:
+    """Release all of them, at once; one that fails over it does not keep the others."""
+    ends = await asyncio.gather(*(backend.close() for backend in backends), return_exceptions=True)
+    for error in filter(None, ends):
+        raise error
+
+
+async def _raise(error: BaseException) -> Never:
     raise error
 
 
@@ -455,6 +473,17 @@ def _as_backends(
     if callable(backend):
         return [CallableBackend(backend, concurrency)]
     return list(backend) if isinstance(backend, Sequence) else [backend]
+
+
+def _ends_the_program(error: BaseException) -> bool:
+    """Whether an error is not about the batch: Ctrl-C comes to the main thread, and never to another.
+
+    SystemExit does not end it: there are functions that exit over an input which they do not like.
+    """
+    is_interrupt = isinstance(error, KeyboardInterrupt) and (
+        threading.current_thread() is threading.main_thread()
+    )
+    return is_interrupt or isinstance(error, GeneratorExit)  # or this coroutine is being closed
 
 
 def _is_wanted(batch: Batch) -> bool:
@@ -480,11 +509,18 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 def _one_callers_own(error: BaseException) -> BaseException:
-    """An exception that only this caller raises: raising one object in many tasks mixes their tracebacks."""
-    if isinstance(error, StopIteration):  # which a future refuses to carry
-        error = BackendError("the model raised StopIteration")
+    """An exception that only this caller raises: raising one object in many tasks mixes their tracebacks.
+
+    The class may be a user's own, whose `__init__` takes what it likes; `copy` would call it with `args`.
+    """
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        error = batch_error(error)  # a future refuses to carry it, or it would end more than the caller
     if not isinstance(error, CarpoolError):
         return error
-    own = copy.copy(error)
+    try:
+        own = type(error).__new__(type(error), *error.args)
+        own.__dict__.update(error.__dict__)
+    except Exception:  # its `__new__` takes something else: shared is better than lost
+        return error
     own.__cause__ = error.__cause__
     return own

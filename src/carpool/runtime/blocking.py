@@ -7,11 +7,13 @@ threads block until their own result is there.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
+from weakref import WeakSet
 
 from carpool.backends.callable import BatchFunction
 from carpool.core.limits import Limits
@@ -25,7 +27,10 @@ Value = TypeVar("Value")
 
 
 class BlockingBatcher(Generic[In, Out]):
-    """A `Batcher` to call from threads: `batcher(item)` blocks and returns the item's result."""
+    """A `Batcher` to call from threads: `batcher(item)` blocks and returns the item's result.
+
+    A process that is forked has one of its own, which knows nothing of what was waiting in the other.
+    """
 
     def __init__(
         self,
@@ -33,11 +38,18 @@ class BlockingBatcher(Generic[In, Out]):
         policy: BatchPolicy | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self._batcher = Batcher(function, policy, limits)
-        self._lock = threading.Lock()
+        self._settings = function, policy, limits
+        self._closed = False
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        """Nothing runs yet."""
+        self._batcher: Batcher[In, Out] = Batcher(*self._settings)
+        self._lock = threading.Lock()  # around what may be done only while the loop runs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closing = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<BlockingBatcher of {self._batcher!r}>"
@@ -62,33 +74,59 @@ class BlockingBatcher(Generic[In, Out]):
         """Answer everything admitted, then stop the thread; harmless when repeated."""
         with self._lock:
             self._closed = True
-            loop, thread, self._loop = self._loop, self._thread, None
-        if loop is not None and thread is not None:
-            asyncio.run_coroutine_threadsafe(self._batcher.close(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._closing.set)
+        if self._thread is not None:
+            self._thread.join()
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, Value], timeout: float | None) -> Value:
-        try:
-            loop = self._running_loop()
-        except ShuttingDown:
-            coroutine.close()
-            raise
-        answer = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise _closed()
+            loop = self._loop or self._start()
+            answer = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return answer.result(timeout)
         except CancelledError:
-            raise ShuttingDown("shutting down", "this batcher is closed") from None
+            raise _closed() from None
         finally:
             answer.cancel()  # does nothing unless the wait was given up
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._closed:
-                raise ShuttingDown("shutting down", "this batcher is closed")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="carpool", daemon=True)
-                self._thread.start()
-            return self._loop
+    def _start(self) -> asyncio.AbstractEventLoop:
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = runner.get_loop()
+        self._thread = threading.Thread(target=self._run, args=[runner], name="carpool", daemon=True)
+        self._thread.start()
+        return self._loop
+
+    def _run(self, runner: asyncio.Runner) -> None:
+        """The thread. Whatever ends the loop, nobody is left waiting: the runner cancels who still does."""
+        with runner:
+            try:
+                runner.run(self._serve())
+            finally:
+                with self._lock:
+                    self._closed = True
+                    self._loop = None
+
+    async def _serve(self) -> None:
+        await self._closing.wait()
+        await self._batcher.close()
+
+
+def _closed() -> ShuttingDown:
+    return ShuttingDown("shutting down", "this batcher is closed")
+
+
+_all: WeakSet[BlockingBatcher[Any, Any]] = WeakSet()
+
+
+def _begin_anew() -> None:
+    """In a process just forked: it has a copy of everything but the threads, and locks in any state."""
+    for batcher in _all:
+        batcher._begin()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_begin_anew)

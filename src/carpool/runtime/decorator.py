@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -34,8 +33,7 @@ class BatchedFunction(Generic[In, Out]):
         self._policy = policy
         self._limits = limits
         self._batchers: WeakKeyDictionary[asyncio.AbstractEventLoop, Batcher[In, Out]] = WeakKeyDictionary()
-        self._blocking: BlockingBatcher[In, Out] | None = None
-        self._lock = threading.Lock()
+        self.blocking = BlockingBatcher(function, policy, limits)
 
     def __repr__(self) -> str:
         return f"<batched {getattr(self._function, '__qualname__', self._function)}: {self._policy}>"
@@ -56,14 +54,6 @@ class BatchedFunction(Generic[In, Out]):
             batcher = Batcher(self._function, self._policy, self._limits, name=self._name)
             self._batchers[loop] = batcher
         return batcher
-
-    @property
-    def blocking(self) -> BlockingBatcher[In, Out]:
-        """The same function for threads: `f.blocking(x)` blocks until the result is there."""
-        with self._lock:
-            if self._blocking is None:
-                self._blocking = BlockingBatcher(self._function, self._policy, self._limits)
-            return self._blocking
 
     @property
     def _name(self) -> str:

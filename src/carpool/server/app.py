@@ -7,30 +7,35 @@ validating them with pydantic would cost more than all the rest.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import unquote
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from carpool.errors import CarpoolError, WrongMethod
 from carpool.observe import metrics
 from carpool.server.documentation import request_body, responses, show_answers
 from carpool.server.models import OWN
+from carpool.server.passthrough import check_whole
 from carpool.server.routes import batched_routes, nearest_dialect, not_found, read_routes
 from carpool.server.service import Service
 from carpool.wire.base import JSON, Reply, Route, json_reply
 
 _UNREAD = Response(status_code=499)  # to a caller that has hung up
+
+_AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # of a whole URL in the place of a path
 
 _DESCRIPTION = "Requests that arrive alone leave together: one input a request or many, batched for the model."
 
@@ -63,7 +68,7 @@ def create_app(service: Service) -> FastAPI:
     _add_docs(app)
     show_answers(app, {path: read for path, (read, _) in reads.items() if _is_documented(service, path)})
     app.add_exception_handler(HTTPException, partial(_refuse, service, {route.path: route for route in routes}))
-    app.router.default = partial(_forward, service, app.router.default)
+    app.router.default = partial(_forward, service, app.router)
     return app
 
 
@@ -184,6 +189,7 @@ async def _read_body(request: Request, service: Service, route: Route) -> bytes:
         length += len(chunk)
         service.check_length(route, length)
         chunks.append(chunk)
+    check_whole(length, request.headers.get("content-length"))
     return b"".join(chunks)
 
 
@@ -192,12 +198,16 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def _forward(service: Service, not_found: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def _forward(service: Service, router: APIRouter, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer what no route does: by a model's upstreams, if it is a proxied one's."""
     path = scope.get("raw_path") or scope["path"].encode()
+    if whole := _AUTHORITY.match(path):  # some servers leave it to the app to take a whole URL apart
+        path = path[whole.end() :] or b"/"
+        await router(dict(scope) | {"raw_path": path, "path": unquote(path)}, receive, send)
+        return
     passthrough, prefix = service.models.behind(path.decode("latin-1"))
     if passthrough is None:
-        await not_found(scope, receive, send)
+        await router.not_found(scope, receive, send)
     else:
         await passthrough(dict(scope) | {"raw_path": path[len(prefix) :] or b"/"}, receive, send)
 

@@ -14,6 +14,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -124,6 +125,7 @@ class FastLaneProtocol(HttpToolsProtocol):
         self._begun = 0  # requests that the parser has seen the start of
         self._held = b""  # a known head with a part of its body
         self._known = Exchange(next(iter(self.lane.routes.values())), keep_alive=True)
+        self._known.more_body = False
         self._serving: Any = None  # whose turn it is, or was last: an Exchange or uvicorn's own
         self._is_advancing = False
         self._last_words: str | None = None  # to a client of whom nothing more can be read
@@ -158,7 +160,7 @@ class FastLaneProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         """Have the real parser read it. The head of a request that begins with it is known from then on."""
         at_start, begun, previous = self._at_start, self._begun, self.cycle
-        super().data_received(data)
+        self._feed(data)
         exchange: Any = self.cycle
         if at_start and self._begun == begun + 1 and exchange is not previous and type(exchange) is Exchange:
             start = data.find(b"\r\n\r\n") + 4
@@ -171,6 +173,35 @@ class FastLaneProtocol(HttpToolsProtocol):
             ):
                 self.lane.learn(data[:start], Head(exchange.route, exchange.terms, exchange.length))
 
+    def _feed(self, data: bytes) -> None:
+        """What uvicorn does with bytes, but that an upgrade is ignored (RFC 9110, 7.8): none is served.
+
+        The parser takes nothing behind such a head for its body, and cannot be told to. So another reads the
+        request, once more and without that header; all else of it is as the first one has read it.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    head = self._head_without_upgrade()
+                    self.parser = HttpRequestParser(self)
+                    self._begun -= 1
+                    self.parser.feed_data(head)
+        except (HttpParserError, HttpParserUpgrade):  # the latter still, where the method is CONNECT
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join((b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version), *lines, b"\r\n"))
+
     def on_message_begin(self) -> None:
         """The parser: a request begins."""
         self._at_start = False
@@ -179,6 +210,8 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The parser: the head is read."""
+        if self.parser.should_upgrade():
+            return  # it is read again, without that
         previous = self.cycle
         route = self._route()
         if route is not None:
@@ -214,6 +247,8 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The parser: the request is whole."""
+        if self.parser.should_upgrade():
+            return
         self._at_start = True
         exchange: Any = self.cycle
         if type(exchange) is not Exchange:
@@ -256,6 +291,8 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed is refused, but not before those that came in front of it are answered."""
+        if self.transport.is_closing():
+            return  # behind a request that was the last
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()  # it is this one's body that cannot be parsed
         if self.pipeline or not (self._is_free() or self._serving.more_body):
@@ -287,7 +324,7 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def _route(self) -> Route | None:
         """The route of the lane that the request is for, if it is for one and nothing is odd about it."""
-        if self._is_open and self.parser.get_method() == b"POST" and not self.parser.should_upgrade():
+        if self._is_open and self.parser.get_method() == b"POST":
             return self.lane.routes.get(self.url)
         return None
 

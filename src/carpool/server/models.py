@@ -218,7 +218,7 @@ class Models:
         else:
             errors.pop(model.name, None)
             del self._unready[model.name]
-            policy, slots = str(model.batcher.policy), model.batcher.limits.max_in_flight
+            policy, slots = str(model.batcher.policy), model.batcher.statistics().slots
             shown = model.title if self.only else f"{model.name}: {model.title}"
             logger.info("serving", extra={"model": shown, "policy": policy, "slots": slots})
         finally:

@@ -14,7 +14,7 @@ import aiohttp
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from carpool.errors import BackendError, CarpoolError, Unavailable, Unreachable
+from carpool.errors import BackendError, BadInput, CarpoolError, Unavailable, Unreachable
 from carpool.wire import native
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Upstream(Protocol):
         """Where a path is, both as they came, with what is escaped still escaped."""
         ...
 
-    def trouble(self) -> str | None:
-        """Why it cannot be used."""
+    def unreachable(self) -> str | None:
+        """Why nothing can be forwarded to it."""
         ...
 
 
@@ -82,8 +82,8 @@ class PassThrough:
     async def _forward(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Forward, unless the caller hangs up first."""
         upstream = self._choose()
-        names = {name for name, _ in scope["headers"]}
-        body = _Body(receive, has_bytes=bool({b"content-length", b"transfer-encoding"} & names))
+        headers = dict(scope["headers"])
+        body = _Body(receive, headers.get(b"content-length"), is_chunked=b"transfer-encoding" in headers)
         forwarding = asyncio.create_task(self._exchange(upstream, scope, body, answer))
         gone = asyncio.create_task(body.gone())
         try:
@@ -100,7 +100,7 @@ class PassThrough:
         for _ in self._upstreams:
             self._turn += 1
             upstream = self._upstreams[self._turn % len(self._upstreams)]
-            if (trouble := upstream.trouble()) is None:
+            if (trouble := upstream.unreachable()) is None:
                 return upstream
             troubles.append(trouble)
         raise Unavailable("no upstream can be reached", "; ".join(troubles), retry_after=1)
@@ -123,6 +123,8 @@ class PassThrough:
                 async for chunk in response.content.iter_any():
                     await answer.go_on(chunk)
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, BadInput):  # raised in the body's stream
+                raise error.__cause__ from None
             raise _failure(error, f"{scope['method']} {url}") from error
         await answer.end()
 
@@ -173,25 +175,30 @@ class _Answer:
 class _Body:
     """A caller's body as it comes, and the news that the caller has gone: both come the same way."""
 
-    def __init__(self, receive: Receive, has_bytes: bool) -> None:
-        self.has_bytes = has_bytes
+    def __init__(self, receive: Receive, length: bytes | None, is_chunked: bool) -> None:
+        self.has_bytes = is_chunked or length is not None
+        self._length = None if length is None else length.decode("latin-1")
         self._receive = receive
         self._has_hung_up = False
         self._is_read = asyncio.Event()
-        if not has_bytes:
+        if not self.has_bytes:
             self._is_read.set()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body, in pieces."""
+        more, size = True, 0
         try:
-            more = True
             while more:
                 message = await self._receive()
                 self._has_hung_up = message["type"] == "http.disconnect"
                 if self._has_hung_up:
                     raise ConnectionResetError("the caller has hung up")
-                yield message.get("body", b"")
+                piece = message.get("body", b"")
+                size += len(piece)
                 more = message.get("more_body", False)
+                if not more:
+                    check_whole(size, self._length)
+                yield piece
         finally:
             self._is_read.set()
 
@@ -200,6 +207,18 @@ class _Body:
         await self._is_read.wait()
         while not self._has_hung_up:
             self._has_hung_up = (await self._receive())["type"] == "http.disconnect"
+
+
+def check_whole(size: int, announced: str | None) -> None:
+    """Raise `BadInput` for a body that is not as long as its `Content-Length`.
+
+    uvicorn by itself drops what is behind a head with an `Upgrade` that it does not serve.
+    """
+    if announced is not None and announced.isdecimal() and size < int(announced):
+        raise BadInput(
+            f"the body has {size} bytes, its Content-Length is {announced}",
+            "expected all of them, and no Upgrade in front of a server that drops the body for it",
+        )
 
 
 def _failure(error: Exception, what: str) -> CarpoolError:

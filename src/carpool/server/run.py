@@ -8,8 +8,9 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Protocol
 
@@ -64,14 +65,26 @@ class Server(uvicorn.Server):
 @asynccontextmanager
 async def _followed(follower: Follower) -> AsyncIterator[None]:
     following = asyncio.create_task(follower.follow())
-    with suppress(AttributeError, NotImplementedError):  # Windows has no such signal
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
     try:
         yield
     finally:
         following.cancel()
         with suppress(asyncio.CancelledError):
             await following
+
+
+@contextmanager
+def _cancelled_by(number: int) -> Iterator[None]:
+    """Where this signal comes, what the task does meanwhile is ended in good order."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    with suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(number)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -142,11 +155,17 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
     )
 
     async def main() -> None:
-        await service.start()  # before uvicorn does, which would hide in a traceback what is wrong
-        _collect_less_garbage()
-        _keep_memory()
+        with suppress(AttributeError, NotImplementedError):  # Windows has no such signal
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
+        with _cancelled_by(signal.SIGTERM):
+            await service.start()  # before uvicorn does, which would hide in a traceback what is wrong
+            _collect_less_garbage()
+            _keep_memory()
         async with _followed(follower):
             await Server(config, service, on_ready).serve(sockets=[listener])
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(main())
+        try:
+            runner.run(main())
+        except asyncio.CancelledError:  # there was nothing to drain yet
+            sys.exit(128 + signal.SIGTERM)

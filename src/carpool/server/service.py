@@ -128,6 +128,9 @@ class Service:
         if given != JSON and given not in route.media_types and not given.endswith("+json"):
             allowed = ", ".join((JSON, *route.media_types))
             raise WrongType(f"content type {given} is not read here", f"allowed: {allowed}")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            raise WrongType(f"Content-Encoding {encoding} is not read here", "allowed: identity, so none")
         length = headers.get("content-length", "")
         self.check_length(route, int(length) if length.isdigit() else 0)
         return route, read_terms(headers)

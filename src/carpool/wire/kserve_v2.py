@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from urllib.parse import quote
 
 import msgspec
 
@@ -28,17 +29,17 @@ _INPUT = "text"  # what the input is called where the model does not say
 
 def about(model: str) -> str:
     """Where a model describes itself."""
-    return f"/v2/models/{model}"
+    return f"/v2/models/{quote(model, safe='')}"
 
 
 def about_limits(model: str) -> str:
     """Where Triton says how large a batch may be."""
-    return f"/v2/models/{model}/config"
+    return f"{about(model)}/config"
 
 
 def assume(model: str, name: str = _INPUT, rank: int = 1, batch_size: int | None = None) -> Description:
     """A model whose input of texts is called `name` and has so many dimensions."""
-    main = f"/v2/models/{model}/infer"
+    main = f"{about(model)}/infer"
     exchange = partial(_exchange, main, name, rank)
     dialect = Dialect("kserve_v2", main=main, health="/v2/health/ready", exchange=exchange)
     return Description(dialect, Capacity(batch_size=batch_size), model)

@@ -21,6 +21,7 @@ from carpool.wire import kserve_v2_binary as binary
 from carpool.wire import kserve_v2_tensors as tensors
 from carpool.wire.base import Ask, EncodedJson, Reply, Route, Times, decode_json, error_headers, json_reply
 from carpool.wire.call import INFER
+from carpool.wire.terms import LONGEST_TIMEOUT
 
 _BYTES = "BYTES"
 _DEEPEST = 8  # dimensions of a tensor
@@ -33,9 +34,13 @@ _LONGEST_AGAIN = 1024  # bytes
 _SHARES = {1: WEIGHTS["high"], 2: WEIGHTS["normal"]}  # by Triton's `priority`, of which 1 is the highest
 
 
+_LOWEST_PRIORITY = 2**32 - 1  # as Triton has it
+_LONGEST_TIMEOUT = LONGEST_TIMEOUT * 1000  # microseconds, as by the header
+
+
 class _Parameters(msgspec.Struct):
-    priority: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: the usual one
-    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0  # microseconds; 0: none
+    priority: Annotated[int, msgspec.Meta(ge=0, le=_LOWEST_PRIORITY)] = 0  # 0: the usual one
+    timeout: Annotated[int, msgspec.Meta(ge=0, le=_LONGEST_TIMEOUT)] = 0  # microseconds; 0: none
     binary_data_output: bool = False
 
 
@@ -383,8 +388,13 @@ def _request_schema(
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "priority": {"type": "integer", "minimum": 0},
-                    "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
+                    "priority": {"type": "integer", "minimum": 0, "maximum": _LOWEST_PRIORITY},
+                    "timeout": {
+                        "type": "integer",
+                        "minimum": 0,
+                        "maximum": _LONGEST_TIMEOUT,
+                        "description": "microseconds",
+                    },
                 },
             },
             "inputs": _tensor(form.input, datatypes, shape, example, element),

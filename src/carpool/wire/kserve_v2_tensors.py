@@ -6,8 +6,7 @@ It knows numbers and shapes, and nothing of the body around them. Those of an an
 from __future__ import annotations
 
 import re
-import sys
-from array import array as machine_array
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
@@ -26,7 +25,7 @@ _MOST_ROWS = 65_536
 
 
 class _Type(NamedTuple):
-    """What payloads call it, and its letter in the standard library; no letter where JSON cannot have it."""
+    """What payloads call it, and its letter for `struct`; no letter where JSON cannot have it."""
 
     dtype: str
     letter: str
@@ -86,12 +85,9 @@ def pack(data: bytes, datatype: str, shape: Sequence[int]) -> bytes:
     expected = f"{datatype} of the shape {list(shape)}, flat or nested"
     numbers = _flatten(decode_json(_decoder(datatype, len(sizes)), data, expected), sizes, expected)
     try:
-        packed = machine_array(letter, numbers)
-    except OverflowError as error:
+        return struct.pack(f"<{len(numbers)}{letter}", *numbers)
+    except (OverflowError, struct.error) as error:
         raise BadInput(f"a number is no {datatype}: {error}", f"expected {expected}") from None
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
 
 
 @lru_cache(maxsize=128)

@@ -16,7 +16,9 @@ from carpool.wire.counting import count_tokens
 from carpool.wire.inputs import IDS_SCHEMA, TEXT_SCHEMA, TokenId, is_blank, items_of, some
 
 _MOST_INPUTS = 2048  # in one request, by OpenAI's own documentation
-_MOST_ENDS = 1024  # that are known: of answers to about as many tokens
+# So many ends of answers are known, by what they tell: of one model, with about as many tokens.
+_MOST_AGAIN = 1024
+_LONGEST_AGAIN = 256  # characters of a model's name, which callers choose: with the above some MiB at most
 _EXPECTED = '{"input": "a text, a list of texts, token ids or a list of such", "model": "..."}'
 
 
@@ -47,7 +49,7 @@ def embeddings(model: str, serves: Callable[[str], bool]) -> Route:
         decode=partial(_decode, model, serves),
         encode=partial(_encode, (), model, False),
         encode_error=encode_error,
-        statuses=(400, 401, 403, 408, 413, 415, 429, 500, 502, 503),
+        statuses=(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503),
         summary="Texts or token ids in, vectors out, as OpenAI has it.",
         request_schema=_REQUEST_SCHEMA,
         response_schema=_RESPONSE_SCHEMA,
@@ -88,15 +90,18 @@ def _encode(
         if place:
             pieces.append(b'},{"object":"embedding","index":%d,"embedding":' % place)
         pieces.append(floats.base64(vector) if base64 else vector)
-    pieces.append(_encode_end(model, count_tokens(items, results)))
+    encode_end = _encode_end_again if len(model) <= _LONGEST_AGAIN else _encode_end
+    pieces.append(encode_end(model, count_tokens(items, results)))
     return pieces
 
 
-@lru_cache(_MOST_ENDS)
 def _encode_end(model: str, tokens: int) -> bytes:
     """What is behind the vectors."""
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
     return b'}],"model":%b,"usage":%b}' % (msgspec.json.encode(model), usage)
+
+
+_encode_end_again = lru_cache(_MOST_AGAIN)(_encode_end)
 
 
 def encode_models(names: Sequence[str]) -> Reply:

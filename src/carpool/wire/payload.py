@@ -41,6 +41,7 @@ DTYPES = {
 _MARK = b"\0"
 _LENGTH_BYTES = 2
 _MOST_DIMENSIONS = 8
+_MOST_NUMBERS = 2**63 - 1  # as numpy counts them; MessagePack, too, has no whole numbers beyond 64 bits
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -110,6 +111,10 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
         sizes = tuple([int(size) for size in text.strip("()[] ").split(",") if size.strip()])
     except ValueError:
         sizes = ()
-    if not 0 < len(sizes) <= _MOST_DIMENSIONS or min(sizes) < 1:
-        raise BadInput(f"X-Shape {text!r} is not a shape", "allowed: sizes with commas between, as 3,224,224")
+    if not 0 < len(sizes) <= _MOST_DIMENSIONS or min(sizes) < 1 or prod(sizes) > _MOST_NUMBERS:
+        raise BadInput(
+            f"X-Shape {text!r} is not a shape",
+            f"allowed: 1 to {_MOST_DIMENSIONS} sizes from 1 on, with commas between, as 3,224,224, "
+            f"and {_MOST_NUMBERS} numbers at most",
+        )
     return sizes

@@ -9,7 +9,7 @@ from carpool.core.request import WEIGHTS
 from carpool.errors import BadInput
 
 _LONGEST_TENANT = 256  # characters: a key or a name, not a way to fill the memory
-_LONGEST_TIMEOUT = 3_600_000  # milliseconds
+LONGEST_TIMEOUT = 3_600_000  # milliseconds
 
 
 class Terms(NamedTuple):
@@ -52,8 +52,8 @@ def _timeout(text: str | None) -> float | None:
         milliseconds = float(text)
     except ValueError:
         milliseconds = 0.0
-    if not 0 < milliseconds <= _LONGEST_TIMEOUT:
+    if not 0 < milliseconds <= LONGEST_TIMEOUT:
         raise BadInput(
-            f"X-Request-Timeout-Ms {text!r} is out of range", f"allowed: more than 0, up to {_LONGEST_TIMEOUT}"
+            f"X-Request-Timeout-Ms {text!r} is out of range", f"allowed: more than 0, up to {LONGEST_TIMEOUT}"
         )
     return milliseconds / 1000

@@ -20,13 +20,14 @@ from carpool.errors import (
     BatchTooLarge,
     CarpoolError,
     NotAllowed,
+    NotFound,
     Overloaded,
     Unavailable,
     Unreachable,
     Unsupported,
 )
 from carpool.wire.base import EncodedJson
-from carpool.wire.call import Call
+from carpool.wire.call import EMBED, Call
 from carpool.wire.slices import Body
 
 UpstreamName = Literal["auto", "tei", "openai", "kserve_v2"]
@@ -98,15 +99,21 @@ def cannot(call: Call, dialect: str, operations: Iterable[str]) -> Unsupported:
     )
 
 
-def decode_refusal(
-    status: int, body: Body, retry_after: int | None = None, is_callers_own: bool = False
-) -> CarpoolError:
-    """What an upstream's refusal means for the callers in the batch, and whether for their credentials."""
+def decode_refusal(status: int, body: Body, retry_after: int | None = None, call: Call = EMBED) -> CarpoolError:
+    """What an upstream's refusal of a call means for the callers in the batch.
+
+    Their credentials and the model that they name are their own affair; all else of a request is carpool's.
+    """
     words = words_of(body)
     message, detail = f"the upstream answered {status}", words[:_QUOTED]
+    names_model = any(name == "model" for name, _ in call.parameters)
     match status:
-        case 401 | 403 if is_callers_own:
+        case 401 | 403 if call.credentials:
             return NotAllowed(message, detail, status)
+        case 403 if names_model:
+            return NotAllowed(message, detail, status)
+        case 404 if names_model:
+            return NotFound(message, detail)
         case 413 if "Input validation error" in words:  # TEI before 1.9 says so of one text that is too long
             return BatchRefused(message, detail)
         case 413:

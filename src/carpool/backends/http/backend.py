@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from carpool.backends.http.discovery import assumed, discover
 from carpool.backends.http.ordinary import ProxiedPool, Questions, is_behind_proxy
@@ -43,14 +43,15 @@ _LONGEST_RETRY_AFTER = 86_400  # seconds: who says more does not know
 _MOST_DIGITS = 18  # of a number of tokens: more than that is none
 _LARGEST_REPLY = 256 * 1024**2  # bytes: 1000 vectors of 4096 numbers are a fifth of that
 _KINDS_OF_CALLS = 256  # whose requests are kept prepared; a rerank's query makes a kind of its own
+_LONGEST_KIND = 1024  # characters of their parameters, which callers choose
 
 
 class Prepared(NamedTuple):
     """What all requests of one kind have in common."""
 
+    call: Call
     exchange: Exchange
     head: Any  # as the pool has it
-    is_callers_own: bool  # the credentials, and so the fault where they are refused
 
 
 class HttpBackend:
@@ -86,6 +87,8 @@ class HttpBackend:
         self._watching: asyncio.Task[None] | None = None
         self._on_change: Callable[[], None] = lambda: None
         self._trouble: str | None = "the upstream has not answered yet"
+        self._is_in_doubt = bool(self.target.exact)  # whether embeddings are where the URL says
+        self._lacks_embeddings = False  # which is its trouble: it answers
         self._is_described = False
         self._in_flight = 0
         self._was_heard = False  # since it was last looked at
@@ -116,7 +119,7 @@ class HttpBackend:
             raise BackendError("the upstream client is not started", "call start() first")
         if not self._dialect and not self._has_looked.is_set():
             await self._has_looked.wait()  # which of the dialects it speaks is about to be known
-        prepared = self._prepared(EMBED if group is None else group)
+        prepared = self._prepared(cast("Call", EMBED if group is None else group))
         most = self.capacity.batch_size
         if most is None or len(items) + prepared.exchange.extra <= most:
             return await self._within_time(prepared, items)
@@ -139,6 +142,10 @@ class HttpBackend:
     def trouble(self) -> str | None:
         """Why the upstream cannot be reached or cannot serve, since it was last looked at."""
         return self._trouble
+
+    def unreachable(self) -> str | None:
+        """Why nothing else can be forwarded to it: it may serve other things than embeddings."""
+        return None if self._lacks_embeddings else self._trouble
 
     async def _within_time(self, prepared: Prepared, items: Sequence[bytes]) -> Sequence[EncodedJson]:
         if self._timeout is None:
@@ -175,6 +182,11 @@ class HttpBackend:
             self._look_now.set()  # it may be another version than before
         return results
 
+    def _prepared(self, call: Call) -> Prepared:
+        texts = (value for _, value in call.parameters if isinstance(value, str))
+        size = len(call.credentials) + sum(map(len, texts))
+        return self._prepare_again(call) if size <= _LONGEST_KIND else self._prepare(call)
+
     def _prepare(self, call: Call) -> Prepared:
         """What the requests of one kind of call have in common. Raises `BadInput`."""
         headers = dict(self._headers)
@@ -185,17 +197,24 @@ class HttpBackend:
         exchange = self.description.dialect.exchange(call)
         path = self.target.path(exchange.path, self.description.dialect.main)
         head = self._pool.prepare(path, headers)  # type: ignore[union-attr]  # see run
-        return Prepared(exchange, head, bool(call.credentials))
+        return Prepared(call, exchange, head)
 
     def _refusal(self, response: Response, prepared: Prepared) -> CarpoolError:
         """The error of a reply that is not 200, from which something may be learned."""
         retry_after = _seconds(response.headers.get("retry-after"))
-        error = decode_refusal(response.status, response.body, retry_after, prepared.is_callers_own)
+        error = decode_refusal(response.status, response.body, retry_after, prepared.call)
         if isinstance(error, BatchTooLarge):
             self._learn_limit(named_limit(words_of(response.body)))
         if isinstance(error, Unreachable | Unavailable):
             self._look_now.set()
+        if self._is_unknown(response) and prepared.exchange.path == self.description.dialect.main:
+            self._is_in_doubt, self._is_described = True, False
+            self._look_now.set()
         return error
+
+    def _is_unknown(self, response: Response) -> bool:
+        """Whether a reply says that there is nothing at a path; a model that is not there is another matter."""
+        return response.status == 404 and "model" not in words_of(response.body).lower()
 
     def _learn_limit(self, most: int | None) -> None:
         if most is not None and most < (self.capacity.batch_size or most + 1):
@@ -207,10 +226,11 @@ class HttpBackend:
     def _describe(self, description: Description) -> None:
         self.description = description
         self.capacity = description.capacity
-        self._prepared = lru_cache(_KINDS_OF_CALLS)(self._prepare)
+        self._prepare_again = lru_cache(_KINDS_OF_CALLS)(self._prepare)
 
     def _set_trouble(self, trouble: str | None) -> None:
         before, self._trouble = self._trouble, trouble
+        self._lacks_embeddings = False
         if trouble is not None:
             self._is_described = False  # whoever comes back may be another version
             self._look_now.set()
@@ -256,9 +276,32 @@ class HttpBackend:
             return
         if not self._is_described:
             self._describe(await discover(self._questions.ask, self._dialect, self._model))
+            if self._is_in_doubt and await self._is_without_embeddings():
+                self._set_trouble(
+                    f"the upstream answered 404 to POST {self._main()}: it has no embeddings there"
+                )
+                self._lacks_embeddings = True
+                return
             self._is_described = True
             self._on_change()
         self._set_trouble(None)
+
+    def _main(self) -> str:
+        main = self.description.dialect.main
+        return self.target.path(main, main)
+
+    async def _is_without_embeddings(self) -> bool:
+        """Whether it says that there is nothing where embeddings should be: the URL is wrong, most likely.
+
+        To a GET there most say 405. Some say 404 to that as well, and are asked for no embeddings at all.
+        """
+        path, nothing = self._main(), self.description.dialect.exchange(EMBED).encode([])
+        try:
+            return self._is_unknown(await self._questions.ask_exactly(path)) and self._is_unknown(
+                await self._questions.ask_exactly(path, nothing)
+            )
+        except BackendError:  # it is busy, or does not like to be asked for nothing
+            return False
 
 
 def _count(tokens: str) -> int:

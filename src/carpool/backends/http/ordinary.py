@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import aiohttp
 from yarl import URL
 
-from carpool.backends.http.pool import CONNECT_SECONDS, CannotConnect
+from carpool.backends.http.pool import CONNECT_SECONDS, CannotConnect, words_of_failure
 from carpool.backends.http.reply import Response, too_large
 from carpool.backends.http.target import Target
 from carpool.errors import Unreachable
@@ -32,13 +32,21 @@ class Questions:
         )
 
     async def ask(self, path: str) -> Response:
-        """The reply to a GET. Raises `Unreachable`."""
-        url = URL(self._target.url(path), encoded=True)
+        """The reply to a GET of a path that is no dialect's. Raises `Unreachable`."""
+        return await self._exchange("GET", self._target.url(path))
+
+    async def ask_exactly(self, path: str, body: bytes | None = None) -> Response:
+        """The reply to a GET of a path as `Target.path` gives it, or to a POST of a body."""
+        return await self._exchange("GET" if body is None else "POST", f"{self._target.origin}{path}", body)
+
+    async def _exchange(self, method: str, url: str, body: bytes | None = None) -> Response:
         try:
-            async with self._session.get(url) as response:
+            async with self._session.request(
+                method, URL(url, encoded=True), data=body, allow_redirects=body is None
+            ) as response:
                 return await _whole(response, _LARGEST_ANSWER)
         except (aiohttp.ClientError, OSError) as error:
-            reason = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+            reason = words_of_failure(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             raise Unreachable(f"the upstream cannot be reached at {self._target}", reason) from error
 
     async def close(self) -> None:
@@ -69,7 +77,8 @@ class ProxiedPool:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 return await _whole(response, self._largest)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise CannotConnect(f"the upstream cannot be reached at {self._target}", str(error)) from error
+            reason = words_of_failure(error)
+            raise CannotConnect(f"the upstream cannot be reached at {self._target}", reason) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(
                 "the connection to the upstream broke", f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ There is no limit here: how many batches are in flight is the scheduler's busine
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 
@@ -19,6 +20,19 @@ CONNECT_SECONDS = 5.0  # a host that does not accept within this is down, whatev
 
 class CannotConnect(Unreachable):
     """There is nobody at the address, or nobody who accepts."""
+
+
+def words_of_failure(error: Exception) -> str:
+    """What the system says of a failure: "Connection refused", and not how a library has put it.
+
+    asyncio says which call failed, for which address, and aiohttp adds its own settings; both keep the number.
+    """
+    cause: Exception = getattr(error, "os_error", error)  # which aiohttp has wrapped
+    if not isinstance(cause, OSError) or isinstance(cause, ssl.SSLError) or cause.errno is None:
+        return str(cause)
+    if cause.errno > 0:
+        return os.strerror(cause.errno)
+    return cause.strerror or str(cause)  # a name that is not known, with a number of its own
 
 
 class Pool:
@@ -96,7 +110,7 @@ class Pool:
                     lambda: Connection(self._largest, self._release), target.host, target.port, ssl=self._tls
                 )
         except OSError as error:  # also what a timeout, a name that is not known and a failed handshake are
-            reason = str(error) or f"it did not accept within {CONNECT_SECONDS:g} s"
+            reason = words_of_failure(error) or f"it did not accept within {CONNECT_SECONDS:g} s"
             raise CannotConnect(f"the upstream cannot be reached at {target}", reason) from error
         self._all.add(connection)
         return connection

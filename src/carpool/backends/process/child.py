@@ -8,27 +8,38 @@ loop. Run as `python -m carpool.backends.process.child SOCKET MEMORY...`, all of
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import os
+import select
 import signal
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from math import inf
+from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
 
-from carpool.backends.process import frames
+from carpool.backends.process import frames, trace
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
 from carpool.wire.call import Call, Vector
 
 _AT_ONCE = 64 * 1024  # bytes to receive: a batch of short texts and its prefix come whole
+
+_LOOK_MS = 1000  # between two looks at whether the model itself has closed the socket, which wakes nobody
+_LINGER_SECONDS = 5.0  # for a model to finish once nobody is there any more; the parent waits for twice as long
+
+# What the parent's terminal, service manager or container sends to every process that is to stop.
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
@@ -78,9 +89,9 @@ class Link:
             items = self._memories[message.memory].read(sum(message.sizes))
         return message, items
 
-    def send(self, message: frames.FromChild) -> None:
-        """A message to the parent."""
-        self._connection.sendall(frames.encode(message))
+    def send(self, frame: bytes) -> None:
+        """A message to the parent, as a frame."""
+        self._connection.sendall(frame)
 
     def close(self) -> None:
         """Have the thread that reads, if one does, read the end."""
@@ -115,10 +126,11 @@ def serve(link: Link) -> None:
         if what.cores:  # before anything is imported that counts them
             os.sched_setaffinity(0, what.cores)
         model = load(what.loader, what.arguments, what.device)
-    except Exception as error:
-        link.send(_refusal(error))
+        ready = frames.encode(frames.Ready(model.info))
+    except BaseException as error:  # sys.exit() is no word to an operator either
+        link.send(frames.encode(_refusal(error)))
         return
-    link.send(frames.Ready(model.info))
+    link.send(ready)
     with ThreadPoolExecutor(1, "carpool-next") as ahead, closing(link):
         _serve(link, model, ahead)
 
@@ -175,29 +187,40 @@ def prepared(model: Model, call: Call | None, items: Sequence[memoryview]) -> Wo
             work: Work = model.prepare(values, *asked)
             return work
         return partial(model.run, values, *asked)
-    except Exception as error:
+    except BaseException as error:
         return partial(_fail, error)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: BaseException) -> NoReturn:
     raise error
 
 
-def answer(number: int, run: Work) -> frames.FromChild:
-    """Run one batch; whatever the model raises becomes a message."""
+def answer(number: int, run: Work) -> bytes:
+    """Run one batch; the frame with its results, or with what the model raised, be it to exit."""
     try:
-        return _answer(number, run())
+        return frames.encode(_answer(number, run()))
     except Unsupported as error:
-        return frames.Rejected(number, error.message, error.detail)
+        return frames.encode(frames.Rejected(number, _said(error.message), _said(error.detail)))
+    except BaseException as error:
+        kind, message = type(error).__name__, _said(error)
+        is_too_large = _is_out_of_memory(error, message)
+        return frames.encode(frames.Failed(number, _said(kind), message, is_too_large, trace.formatted(error)))
+
+
+def _said(something: object) -> str:
+    """What an exception says, as a text that can be sent: it may have no text, or one that is no Unicode."""
+    try:
+        text = str(something)
     except Exception as error:
-        return frames.Failed(number, type(error).__name__, str(error), _is_out_of_memory(error))
+        text = f"its text cannot be had: {type(error).__name__}"
+    return text.encode("utf-8", "replace").decode()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException, message: str) -> bool:
     """Python's own error and numpy's, torch's, and what native libraries say who have no type for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in message for words in _OUT_OF_MEMORY)
 
 
 def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
@@ -205,13 +228,15 @@ def _answer(number: int, results: Sequence[bytes | Exception]) -> frames.Answer:
         return frames.Answer(number, list(results))  # type: ignore[arg-type]  # as was just seen
     are_vectors = any(isinstance(result, Vector) for result in results)
     vectors = [result if isinstance(result, Vector) else Vector() for result in results] if are_vectors else []
+    failed = {place: result for place, result in enumerate(results) if _is_failure(result)}
     return frames.Answer(
         number,
         [b"" if isinstance(result, Exception) else bytes(result) for result in results],
         [vector.tokens for vector in vectors],
         [vector.floats for vector in vectors],
-        {place: str(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
-        {place: _named(result) for place, result in enumerate(results) if _is_failure(result)},
+        {place: _said(result) for place, result in enumerate(results) if isinstance(result, BadInput)},
+        {place: _named(error) for place, error in failed.items()},
+        next(filter(None, map(trace.formatted, failed.values())), ""),
     )
 
 
@@ -220,26 +245,80 @@ def _is_failure(result: bytes | Exception) -> TypeGuard[Exception]:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    kind, message = _said(type(error).__name__), _said(error)
+    return f"{kind}: {message}" if message else kind
 
 
-def _refusal(error: Exception) -> frames.Refused:
+def _refusal(error: BaseException) -> frames.Refused:
     if isinstance(error, CarpoolError):
-        return frames.Refused(error.message, error.detail)
-    return frames.Refused(f"the model cannot be loaded: {type(error).__name__}", str(error))
+        return frames.Refused(_said(error.message), _said(error.detail))
+    what = f"the model cannot be loaded: {_said(type(error).__name__)}"
+    return frames.Refused(what, _said(error), trace.formatted(error))
 
 
 def main() -> None:
     """Serve on the file descriptors that the parent has passed: a socket's and those of shared memories."""
-    # The parent decides when to stop, by hanging up: a signal to the whole process group (Ctrl-C, a service
-    # manager) must not kill the worker before everything that was admitted is answered.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _let_signals_pass()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_outlast, args=(connection.fileno(),), name="carpool-parent", daemon=True).start()
+    status = 0
     try:
-        with socket.socket(fileno=int(sys.argv[1])) as connection:
-            serve(Link(connection, [Reader(int(fd)) for fd in sys.argv[2:]]))
+        serve(Link(connection, [Reader(int(fd)) for fd in sys.argv[2:]]))
     except (BrokenPipeError, ConnectionResetError):
-        sys.exit(0)  # the parent is gone, and with it everyone who could want an answer
+        pass  # the parent is gone, and with it everyone who could want an answer
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    _end(status)
+
+
+def _let_signals_pass() -> None:
+    """The parent decides when to stop, by hanging up: what was admitted is answered before.
+
+    So a service manager that signals every process must not end this one. By a handler: what is ignored stays
+    so in all that a model starts, which `terminate` could then not end.
+    """
+    for number in _STOPS:
+        signal.signal(number, _let_pass)
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOPS),  # none gets lost in between
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOPS),
+        after_in_child=_let_signals_end,
+    )
+
+
+def _let_pass(number: int, frame: FrameType | None) -> None:
+    """A signal has come; it is not for this process to act on."""
+
+
+def _let_signals_end() -> None:
+    """In a process that the model has forked. Where it runs another program, handlers are gone anyway."""
+    for number in _STOPS:
+        if signal.getsignal(number) is _let_pass:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
+def _outlast(fd: int) -> None:
+    """Wait until the parent has hung up or died, and a while: then end, whatever the model still does."""
+    hang_up = select.poll()
+    hang_up.register(fd, 0)  # of hanging up it tells unasked
+    while not hang_up.poll(_LOOK_MS):
+        pass
+    threading.Event().wait(_LINGER_SECONDS)
+    _end(1)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process and those that the model has started; no thread of the model's is waited for."""
+    if os.getpgrp() == os.getpid():  # as it is where the parent has started it
+        os.killpg(0, signal.SIGTERM)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias, cast
 
+import msgspec
+
 from carpool.backends.process import frames
 
 Reply: TypeAlias = "asyncio.Future[frames.FromChild]"
+
+
+class Unreadable(ConnectionError):
+    """The worker has sent what is no answer, so nothing more of what it sends can be."""
 
 
 class Connection(asyncio.Protocol):
@@ -55,16 +61,25 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         self._received += data
         while (end := frames.end_of_first(self._received)) is not None:
-            body = bytes(memoryview(self._received)[frames.PREFIX_BYTES : end])
+            try:
+                with memoryview(self._received) as received, received[frames.PREFIX_BYTES : end] as body:
+                    message = frames.decode_from_child(body)
+                answer = self._answers.popleft()
+            except (msgspec.DecodeError, UnicodeDecodeError, IndexError):  # no message, or to no question
+                self._lose(Unreadable())
+                self._transport.abort()
+                return
             del self._received[:end]
-            answer = self._answers.popleft()
             if not answer.done():
-                answer.set_result(frames.decode_from_child(body))
+                answer.set_result(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the loop."""
+        self._lose(error if isinstance(error, ConnectionError) else ConnectionResetError())
+
+    def _lose(self, error: ConnectionError) -> None:
         for answer in self._answers:
             if not answer.done():
-                answer.set_exception(error if isinstance(error, ConnectionError) else ConnectionResetError())
+                answer.set_exception(error)
                 answer.exception()  # seen: nobody may be waiting
         self._answers.clear()

@@ -38,10 +38,11 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """From the child: the model cannot be loaded, and why."""
+    """From the child: the model cannot be loaded, and why; where it came from, if it was an exception."""
 
     message: str
     detail: str
+    traceback: str = ""
 
 
 class Run(msgspec.Struct, tag=True, frozen=True):
@@ -61,7 +62,8 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     """From the child: one result per item of the batch `number`, JSON already.
 
     Where some are a `Vector`, `tokens` and `floats` are what each item's says; `refused` says by their places
-    which items the model would not take, and why; `failed` on which items alone it failed, and how.
+    which items the model would not take, and why; `failed` on which items alone it failed, and how; the
+    `traceback` is of the first of those that have one.
     """
 
     number: int
@@ -70,6 +72,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     floats: list[bytes] = []
     refused: dict[int, str] = {}
     failed: dict[int, str] = {}
+    traceback: str = ""
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True):
@@ -87,6 +90,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     kind: str
     message: str
     is_too_large: bool = False
+    traceback: str = ""
 
 
 ToChild = Load | Run
@@ -128,6 +132,6 @@ def decode_to_child(body: bytes | memoryview) -> ToChild:
     return _to_child.decode(body)
 
 
-def decode_from_child(body: bytes) -> FromChild:
+def decode_from_child(body: bytes | memoryview) -> FromChild:
     """The message in a frame's body, at the parent's end."""
     return _from_child.decode(body)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
-from carpool.backends.process.connection import Connection, Reply
+from carpool.backends.process.connection import Connection, Reply, Unreadable
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import SharedMemory
 from carpool.core.replica import Capacity
@@ -31,9 +31,10 @@ from carpool.errors import (
     BadInput,
     BatchFailed,
     BatchTooLarge,
-    CarpoolError,
     Crashed,
+    Hung,
     ModelError,
+    Raised,
     Unavailable,
     Unsupported,
 )
@@ -41,8 +42,11 @@ from carpool.wire.call import Call, Vector
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BACK_OFF = 0.1  # seconds before a dead worker is replaced; doubled each time until one answers a batch
+# Seconds before a dead worker is replaced; doubled each time until one has a batch to run. That may be what
+# ends it; where many do, the scheduler suspends the replica.
+_FIRST_BACK_OFF = 0.1
 _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a worker
+_EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
 _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
@@ -63,20 +67,35 @@ class Worker:
         self.process = process
         self.info: dict[str, Any] = {}
         self.fate = _ALIVE
+        self.has_hung = False
+        self._is_loaded = False
         self._connection = connection
+        self._life = asyncio.create_task(self._live())
 
     @classmethod
     async def spawn(cls, memories: Sequence[SharedMemory] = ()) -> Worker:
-        """Start the process, which is to share these memories; it has loaded nothing yet."""
+        """Start the process, which is to share these memories; nothing is loaded yet. Raises `Unavailable`."""
+        try:
+            return await cls._spawn(memories)
+        except OSError as error:  # no process, no file descriptor or no memory is left
+            raise Unavailable("no worker process can be started", str(error)) from error
+
+    @classmethod
+    async def _spawn(cls, memories: Sequence[SharedMemory]) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
             passed = (theirs.fileno(), *(memory.fd for memory in memories))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
-                pass_fds=passed,
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
+                    pass_fds=passed,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # so that it can be ended with what it has started
+                )
+            except BaseException:
+                connection.abort()
+                raise
         return cls(process, connection)
 
     async def load(self, what: frames.Load) -> None:
@@ -84,8 +103,12 @@ class Worker:
         match await self.ask(what):
             case frames.Ready(info):
                 self.info = info
-            case frames.Refused(message, detail):
-                raise ModelError(message, detail)
+                self._is_loaded = True
+            case frames.Refused(message, detail, traceback):
+                refusal = ModelError(message, detail)
+                if traceback:
+                    logger.error("%s", refusal, extra={"exception": traceback})
+                raise refusal
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
@@ -107,11 +130,11 @@ class Worker:
         try:
             return await reply
         except ConnectionError as error:
-            raise self.crashed() from error
-
-    def crashed(self) -> Crashed:
-        """What became of it, for the callers of the batch that it ran."""
-        return Crashed(f"the worker process {self.fate or 'died'}", "it is being replaced; try again")
+            if isinstance(error, Unreadable):
+                self.end("sent what is no answer")
+            fate = self.fate or await self._lost()
+            detail = "it is being replaced; try again" if self._is_loaded else ""
+            raise (Hung if self.has_hung else Crashed)(f"the worker process {fate}", detail) from error
 
     def memory(self) -> int:
         """The bytes of memory that it has; 0 when it is gone."""
@@ -125,25 +148,53 @@ class Worker:
         """Tell the worker to finish: it exits when it has nothing left to read."""
         self._connection.hang_up()
 
+    async def ended(self) -> int:
+        """Wait for its end; its exit status."""
+        return await asyncio.shield(self._life)
+
+    async def _lost(self) -> str:
+        """What has become of it, where it has hung up: it ends by itself, or is ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), _EXIT_SECONDS)
+        self.end("hung up")
+        return self.fate
+
+    async def _live(self) -> int:
+        """Once the process has ended, end what it has started, and the connection, which that may keep."""
+        status = await self.process.wait()
+        self._kill_group()  # its number is no other's: while one of the group lives the system gives it to none
+        while_loading = "" if self._is_loaded else " while it loaded the model"
+        self.fate = self.fate or f"died{while_loading} ({_in_words(status)})"
+        self._connection.abort()
+        return status
+
     async def finish(self) -> None:
         """Hang up and wait for its end; a model that does not let go is not waited for long."""
         self.hang_up()
         try:
-            await asyncio.wait_for(self.process.wait(), _FINISH_SECONDS)
+            await asyncio.wait_for(self.ended(), _FINISH_SECONDS)
         except TimeoutError:
             self.kill()
-            await self.process.wait()
+            await self.ended()
+
+    def end(self, fate: str) -> None:
+        """End it now, and say why. The first reason counts."""
+        self.fate = self.fate or fate
+        self.kill()
 
     def kill(self) -> None:
-        """End it now; harmless when it is dead.
+        """End it now, with what it has started; harmless when it is dead.
 
         Not by `process.kill()`, which first looks whether it is dead, and takes the exit status away from the
         loop that waits for it: that would then report status 255.
         """
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            self._kill_group()
         self._connection.abort()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: there are only dead ones
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class ProcessBackend:
@@ -154,8 +205,8 @@ class ProcessBackend:
     either may have been at fault, a new worker gets one at a time for a while.
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
-    and replaced as well when a batch takes more than `batch_timeout` seconds, and when it takes more than
-    `max_memory` bytes.
+    and replaced as well when it takes more than `load_timeout` seconds for the first and `batch_timeout` for
+    the second, and when it takes more than `max_memory` bytes.
     """
 
     sends_at_once = True
@@ -166,6 +217,7 @@ class ProcessBackend:
         arguments: dict[str, Any],
         place: Place = ANYWHERE,
         *,
+        load_timeout: float = math.inf,
         batch_timeout: float | None = None,
         max_memory: int | None = None,
     ) -> None:
@@ -173,6 +225,7 @@ class ProcessBackend:
         self.capacity = _SMALL_BATCHES
         self.info: dict[str, Any] = {}
         self._load = frames.Load(loader, arguments, place.device, list(place.cores))
+        self._load_timeout = load_timeout
         self._batch_timeout = batch_timeout
         self._max_memory = max_memory
         self._worker: asyncio.Future[Worker] | None = None  # pending while a worker starts
@@ -198,7 +251,7 @@ class ProcessBackend:
         self._on_change = on_change
         try:
             worker = await self._new_worker()
-        except CarpoolError as error:
+        except Exception as error:
             self._tell(str(error))
             self._supervisor = asyncio.create_task(self._supervise(None))
             raise
@@ -245,6 +298,7 @@ class ProcessBackend:
         await self._turn.acquire()
         try:
             worker = await self._ready_worker()
+            self._back_off = _FIRST_BACK_OFF
             if sent is None or sent[0] is not worker:
                 sent = worker, self._send(worker, batch, payload)
             overdue = self._overdue(worker)
@@ -253,22 +307,31 @@ class ProcessBackend:
             except (asyncio.CancelledError, BackendError):
                 # It is dead, or nobody wants its answer: only a new one is sure to be idle. The next batch must
                 # wait for that one, and not fail on this one before its end is noticed.
-                self._end(worker, "died")
+                self._end(worker, "was ended, as its batch was given up,")
                 raise
             finally:
                 if overdue is not None:
                     overdue.cancel()
-            self._back_off = _FIRST_BACK_OFF
             self._end_if_grown(worker)
+            if isinstance(reply, frames.Answer) and reply.failed:
+                self._log_failed(reply)
             return _results(reply, batch.number)
         finally:
             self._turn.release()
 
+    def _log_failed(self, answer: frames.Answer) -> None:
+        """One line for a batch: what failed on one item is mostly what failed on the others."""
+        extra: dict[str, object] = {"loaded": self._load.arguments, "replica": self.name}
+        extra |= {"items": len(answer.results), "failed": len(answer.failed)}
+        extra["error"] = next(iter(answer.failed.values()))
+        if answer.traceback:
+            extra["exception"] = answer.traceback
+        logger.warning("inputs failed", extra=extra)
+
     def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
-        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+        if (worker := self._current()) is None:
             return None
-        worker = self._worker.result()
         is_careful = time.monotonic() < self._careful_until
         if worker.unanswered > (0 if is_careful else 1):
             return None
@@ -285,7 +348,12 @@ class ProcessBackend:
         if self._batch_timeout is None:
             return None
         fate = f"took more than {self._batch_timeout:g} s for a batch"
-        return asyncio.get_running_loop().call_later(self._batch_timeout, self._end, worker, fate)
+
+        def end() -> None:
+            worker.has_hung = True
+            self._end(worker, fate)
+
+        return asyncio.get_running_loop().call_later(self._batch_timeout, end)
 
     @asynccontextmanager
     async def _brought(self, items: Sequence[bytes]) -> AsyncIterator[int]:
@@ -324,35 +392,54 @@ class ProcessBackend:
         spawning = asyncio.create_task(Worker.spawn(self._memories))
         try:
             worker = await asyncio.shield(spawning)
-            await worker.load(self._load)
+            await self._have_it_load(worker)
         except BaseException:
             worker = await spawning  # to end it, it must be known: also where this was cancelled before it was
-            worker.kill()
-            worker.hang_up()
-            await worker.process.wait()
+            worker.end("was not ready")
+            await worker.ended()
             raise
         self._latest = worker
         self.info = worker.info
         self._tell(None)
         return worker
 
+    async def _have_it_load(self, worker: Worker) -> None:
+        """Load the model, in the time and in the memory that it may take."""
+        loading = asyncio.create_task(worker.load(self._load))
+        overdue_at = time.monotonic() + self._load_timeout
+        try:
+            while not (await asyncio.wait([loading], timeout=_LOOK_SECONDS))[0]:
+                if time.monotonic() > overdue_at:
+                    raise ModelError("the model takes too long to load", f"allowed: {self._load_timeout:g} s")
+                self._refuse_large(worker)
+            await loading
+        finally:
+            loading.cancel()
+        self._refuse_large(worker)
+
+    def _refuse_large(self, worker: Worker) -> None:
+        """At the start, and not over the first batch, whose input would be blamed for it."""
+        memory = worker.memory()
+        if self._max_memory is not None and memory > self._max_memory:
+            allowed = f"allowed: {self._max_memory >> 20} MiB"
+            raise ModelError(f"the model takes {memory >> 20} MiB of memory", allowed)
+
     async def _supervise(self, worker: Worker | None) -> None:
         """Wait for the worker's end and replace it, for as long as this backend lives."""
         while True:
             if worker is not None:
                 status = await self._ended(worker)
-                worker.hang_up()
-                self._coming()
-                fate = f"{worker.fate or 'died'} (status {status})"
-                self._tell(f"the worker process {fate} and is being replaced")
-                logger.error("worker ended", extra={"fate": fate, "status": status, "pid": worker.process.pid})
+                self._end(worker, worker.fate)
+                logger.error(
+                    "worker ended", extra={"fate": worker.fate, "status": status, "pid": worker.process.pid}
+                )
             worker = await self._replace()
 
     async def _ended(self, worker: Worker) -> int:
         """Wait for the worker's end, and see meanwhile that it does not grow too large."""
         watch = asyncio.create_task(self._watch_memory(worker))
         try:
-            return await worker.process.wait()
+            return await worker.ended()
         finally:
             watch.cancel()
 
@@ -367,12 +454,11 @@ class ProcessBackend:
             self._end(worker, f"took more than {self._max_memory >> 20} MiB of memory")
 
     def _end(self, worker: Worker, fate: str) -> None:
-        """End a worker; from now on everybody waits for the next one."""
-        if worker.fate == _ALIVE:
-            worker.fate = fate
-            worker.kill()
+        """End a worker; from now on everybody waits for the next one, unless that has come by now."""
+        worker.end(fate)
+        if worker is self._current():
             self._coming()
-            self._tell(f"the worker process {fate} and is being replaced")
+            self._tell(f"the worker process {worker.fate} and is being replaced")
 
     async def _replace(self) -> Worker:
         """A new worker, tried for with growing pauses. Batches wait for an attempt and share its failure."""
@@ -393,11 +479,25 @@ class ProcessBackend:
                 coming.set_result(worker)
                 return worker
 
+    def _current(self) -> Worker | None:
+        """The worker that batches are sent to, if there is one."""
+        if self._worker is None or not self._worker.done() or self._worker.exception() is not None:
+            return None
+        return self._worker.result()
+
     def _coming(self) -> asyncio.Future[Worker]:
         """The worker that batches wait for from now on; pending, so not one that was there before."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_future()
         return self._worker
+
+
+def _in_words(status: int) -> str:
+    """A process's exit status; those below 0 are signals."""
+    if status >= 0:
+        return f"exit status {status}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"signal {known.get(-status, -status)}"
 
 
 def _results(reply: frames.FromChild, number: int) -> list[Any]:
@@ -406,9 +506,9 @@ def _results(reply: frames.FromChild, number: int) -> list[Any]:
             return _paired(reply)
         case frames.Rejected(answered, message, detail) if answered == number:
             raise Unsupported(message, detail)
-        case frames.Failed(answered, kind, message, is_too_large) if answered == number:
+        case frames.Failed(answered, kind, message, is_too_large, traceback) if answered == number:
             failure = (BatchTooLarge if is_too_large else BatchFailed)(f"the model raised {kind}")
-            failure.__cause__ = RuntimeError(message)
+            failure.__cause__ = Raised(kind, message, traceback)
             raise failure
         case _:
             raise BackendError("the worker process answered something else", "nothing of it was used")
