@@ -506,7 +506,7 @@ def test_an_upstream_that_takes_texts_only_is_said_so() -> None:
         async with serving(OPENAI) as server:
             backend = HttpBackend(server.url)
             await until_described(backend)
-            with pytest.raises(Exception, match="it speaks openai, which has: embed") as caught:
+            with pytest.raises(Exception, match="it speaks openai, which has embed") as caught:
                 await backend.run([b'"a"'], Call.of("rerank", query="q"))
             assert not isinstance(caught.value, BackendError)
             await backend.close()

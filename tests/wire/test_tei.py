@@ -67,7 +67,7 @@ def test_what_cannot_be_said_is_refused() -> None:
     """A parameter that would be lost on the way is an error, and not another answer than was asked for."""
     with pytest.raises(
         BadInput,
-        match="'predict' at the upstream does not take dimensions = 3: parameters that it takes: truncate,",
+        match="predict at the upstream does not take dimensions = 3: parameters that it takes: truncate,",
     ):
         exchange(Call.of("predict", dimensions=3))
 

@@ -79,7 +79,7 @@ class TextEmbedding:
         operation = _OPERATIONS.get(call.operation)
         if operation is None:
             known = ", ".join((EMBED.operation, *_OPERATIONS))
-            raise Unsupported(f"the model has no '{call.operation}'", f"it has: {known}")
+            raise Unsupported(f"the model has no {call.operation}", f"it has {known}")
         return partial(operation, self, texts, parameters)
 
     def _prepare_embed(self, items: Items, parameters: Parameters) -> Run:

@@ -85,7 +85,7 @@ def parameters_of(call: Call, taken: Iterable[str], ignored: Mapping[str, Any] =
             continue
         if name not in ignored or ignored[name] not in (None, value):
             raise Unsupported(
-                f"'{call.operation}' at the upstream does not take {name} = {value!r}",
+                f"{call.operation} at the upstream does not take {name} = {value!r}",
                 f"parameters that it takes: {', '.join(taken) or 'none'}",
             )
         del given[name]
@@ -95,7 +95,7 @@ def parameters_of(call: Call, taken: Iterable[str], ignored: Mapping[str, Any] =
 def cannot(call: Call, dialect: str, operations: Iterable[str]) -> Unsupported:
     """The refusal of an operation that a dialect has no word for."""
     return Unsupported(
-        f"the upstream has no '{call.operation}'", f"it speaks {dialect}, which has: {', '.join(operations)}"
+        f"the upstream has no {call.operation}", f"it speaks {dialect}, which has {', '.join(operations)}"
     )
 
 
