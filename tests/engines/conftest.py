@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from carpool.engines.text_embedding import TextEmbedding, load
-from carpool.errors import BadInput
 from tests.engines import tiny_onnx
 
 ENGINES = ("openvino", "onnxruntime")
@@ -32,7 +31,7 @@ def embed() -> Embed:
     return lambda engine, texts: vectors_in(engine.run(texts))
 
 
-def vectors_in(results: Sequence[bytes | BadInput]) -> NDArray[np.float32]:
+def vectors_in(results: Sequence[bytes | Exception]) -> NDArray[np.float32]:
     """What `run` returns, read back into numbers."""
     rows = [bytes(row) for row in results if isinstance(row, bytes)]
     return np.array([orjson.loads(row) for row in rows], dtype=np.float32)

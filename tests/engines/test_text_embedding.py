@@ -13,7 +13,9 @@ import pytest
 
 from carpool.engines.base import available_cores
 from carpool.engines.text_embedding import TextEmbedding, load
+from carpool.engines.tokenize import read_tokenizer
 from carpool.errors import MissingExtra, ModelError
+from carpool.wire.call import Call
 from tests.engines import tiny_onnx
 from tests.engines.conftest import ENGINES, Embed, MakeModel, vectors_in
 from tests.support.sentences import sentences
@@ -48,6 +50,19 @@ def test_of_a_few_texts_each_is_run_as_if_alone_where_that_is_faster(minilm_dir:
     alone = np.concatenate([embed(engine, [text]) for text in texts])
     assert np.array_equal(embed(engine, texts), alone)
     assert np.array_equal(embed(engine, texts[::-1]), alone[::-1])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_score_that_is_no_number_is_the_error_of_its_text(name: EngineName, make_model: MakeModel) -> None:
+    """JSON has no NaN, and the others have their scores."""
+    (_, token, _) = read_tokenizer(make_model(b"")).ids(["broken"])[0]
+    good = tiny_onnx.table()[token].tobytes()
+    bad = np.full(tiny_onnx.DIMENSIONS, np.nan, np.float32).tobytes()
+    directory = make_model(tiny_onnx.token_states().replace(good, bad))
+    for call in (Call.of("similarity", source_sentence="a"), Call.of("rerank", query="a")):
+        score, error = load(directory, name, threads=1).run(["whole", "broken"], call)
+        assert isinstance(score, bytes)
+        assert isinstance(error, FloatingPointError)
 
 
 def test_answers_come_in_the_order_of_the_texts(engine: TextEmbedding, embed: Embed) -> None:

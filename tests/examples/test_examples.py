@@ -47,7 +47,7 @@ def test_the_embedding_model_is_the_embedded_one(minilm_dir: Path, monkeypatch: 
 
     monkeypatch.setenv("MODEL_DIR", str(minilm_dir))
     texts = ["a", "a much longer text about nothing in particular", "b"]
-    ours = np.array(answers(text_embedding.load(minilm_dir, "onnxruntime").run(texts)))  # type: ignore[arg-type]
+    ours = np.array(answers(text_embedding.load(minilm_dir, "onnxruntime").run(texts)))
     theirs = np.array(answers(load("embedding").run(texts, EMBED)))
     assert np.sum(ours * theirs, axis=1) == pytest.approx(1, abs=1e-3)
 

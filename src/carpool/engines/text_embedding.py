@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from carpool.engines import grouping, pooling
 from carpool.engines.base import EngineInfo, Session, Sessions, available_cores
 from carpool.engines.onnx import library
+from carpool.engines.results import not_finite
 from carpool.engines.tokenize import TextTokenizer, read_tokenizer
 from carpool.errors import BadInput, MissingExtra, ModelError, Unsupported
 from carpool.wire.call import EMBED, Call, Scalar, Vector
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Items: TypeAlias = "Sequence[str | list[int]]"
 Parameters: TypeAlias = "Mapping[str, Scalar]"
 Finish: TypeAlias = "Callable[[Floats], list[Any]]"
-Run: TypeAlias = "Callable[[], list[bytes | BadInput]]"
+Run: TypeAlias = "Callable[[], list[bytes | Exception]]"
 EngineName: TypeAlias = Literal["auto", "openvino", "onnxruntime", "torch"]
 
 _EXPECTED = "a model is a tokenizer.json, and a model.onnx or a config.json and a model.safetensors"
@@ -67,7 +68,7 @@ class TextEmbedding:
     def __repr__(self) -> str:
         return f"TextEmbedding({self.info})"
 
-    def run(self, texts: Sequence[str | list[int]], call: Call = EMBED) -> list[bytes | BadInput]:
+    def run(self, texts: Sequence[str | list[int]], call: Call = EMBED) -> list[bytes | Exception]:
         """One JSON value for each text, or for its token ids, in order: a vector, or what `call` asks for."""
         return self.prepare(texts, call)()
 
@@ -97,43 +98,43 @@ class TextEmbedding:
 
         embed = self._each([row for row in rows if isinstance(row, list)], finish)
 
-        def run() -> list[bytes | BadInput]:
+        def run() -> list[bytes | Exception]:
             vectors = iter(embed())
             return [_counted(next(vectors), len(row)) if isinstance(row, list) else row for row in rows]
 
         return run
 
-    def _run_similarity(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+    def _run_similarity(self, items: Items, parameters: Parameters) -> list[bytes | Exception]:
         """The cosine of each to the `source_sentence`: a bi-encoder's similarity."""
         scores = self._scores(items, str(parameters.get("source_sentence", "")), parameters)
-        return [score if isinstance(score, BadInput) else b"%.7g" % score for score in scores]
+        return [score if isinstance(score, Exception) else b"%.7g" % score for score in scores]
 
-    def _run_rerank(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+    def _run_rerank(self, items: Items, parameters: Parameters) -> list[bytes | Exception]:
         """The same to the `query`, as ranks. There is no logit behind it: `raw_scores` are the same ones."""
         scores = self._scores(items, str(parameters.get("query", "")), parameters)
         return [
-            score if isinstance(score, BadInput) else b'{"index":%d,"score":%.7g}' % (place, score)
+            score if isinstance(score, Exception) else b'{"index":%d,"score":%.7g}' % (place, score)
             for place, score in enumerate(scores)
         ]
 
-    def _run_tokenize(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+    def _run_tokenize(self, items: Items, parameters: Parameters) -> list[bytes | Exception]:
         _refuse_prompt(parameters)
         texts = [str(item) for item in items]
         special = bool(parameters.get("add_special_tokens", True))
         return [pooling.dumps(tokens) for tokens in self._tokenizer.tokens(texts, special)]
 
-    def _run_decode(self, items: Items, parameters: Parameters) -> list[bytes | BadInput]:
+    def _run_decode(self, items: Items, parameters: Parameters) -> list[bytes | Exception]:
         rows = [list(item) for item in items if not isinstance(item, str)]
         skip = bool(parameters.get("skip_special_tokens", True))
         return [pooling.dumps(text) for text in self._tokenizer.decode(rows, skip)]
 
-    def _scores(self, items: Items, question: str, parameters: Parameters) -> list[float | BadInput]:
+    def _scores(self, items: Items, question: str, parameters: Parameters) -> list[float | Exception]:
         rows = self._rows([question, *items], parameters)
         if isinstance(rows[0], BadInput):
             return [rows[0] for _ in items]
         vectors = iter(self._each([row for row in rows if isinstance(row, list)], _unit_vectors)())
         asked = next(vectors)
-        return [float(asked @ next(vectors)) if isinstance(row, list) else row for row in rows[1:]]
+        return [_score(asked @ next(vectors)) if isinstance(row, list) else row for row in rows[1:]]
 
     def _rows(self, items: Items, parameters: Parameters) -> list[list[int] | BadInput]:
         """Token ids. The usual takes the short way: texts alone, cut on the right."""
@@ -187,12 +188,16 @@ class TextEmbedding:
         return finish(vectors)
 
 
-_OPERATIONS: Mapping[str, Callable[[TextEmbedding, Items, Parameters], list[bytes | BadInput]]] = {
+_OPERATIONS: Mapping[str, Callable[[TextEmbedding, Items, Parameters], list[bytes | Exception]]] = {
     "similarity": TextEmbedding._run_similarity,
     "rerank": TextEmbedding._run_rerank,
     "tokenize": TextEmbedding._run_tokenize,
     "decode": TextEmbedding._run_decode,
 }
+
+
+def _score(cosine: Any) -> float | Exception:
+    return float(cosine) if np.isfinite(cosine) else not_finite()
 
 
 def _unit_vectors(vectors: Floats) -> list[Any]:
