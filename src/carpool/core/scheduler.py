@@ -663,9 +663,7 @@ def _content(request: Request) -> Hashable:
     """What is the same for requests for the same; `None` where that cannot be told."""
     if request.key is not None:
         return request.key
-    content = (request.group, *request.items)
     try:
-        hash(content)
+        return hash((request.group, *request.items))  # and not the items, which may be megabytes of a body
     except TypeError:
         return None
-    return content
