@@ -75,12 +75,11 @@ class LogObserver:
             self._log.debug("batch ended" if fact.error is None else "batch given up", extra=extra)
             return
         extra["error"] = str(fact.error)
-        if fact.error.__cause__ is not None:
-            extra["cause"] = repr(fact.error.__cause__)
-        if isinstance(fact.error.__cause__, Raised) and fact.error.__cause__.traceback:
-            extra["exception"] = (
-                fact.error.__cause__.traceback
-            )  # as structlog calls it, and a terminal shows it
+        cause = fact.error.__cause__
+        if cause is not None:
+            extra["cause"] = repr(cause)
+        if isinstance(cause, Raised) and cause.traceback:
+            extra["exception"] = cause.traceback  # as structlog calls it, and a terminal shows it
         self._log.warning("batch failed", extra=extra)
 
 
