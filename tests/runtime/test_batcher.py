@@ -542,6 +542,28 @@ def test_a_batcher_belongs_to_one_event_loop() -> None:
     run(again())
 
 
+def test_a_function_that_waits_for_itself_is_told_so() -> None:
+    """Its batch holds the slot that it would wait for; others are served. In a task of its own it may call."""
+    tasks: list[asyncio.Task[str]] = []
+
+    async def nested(items: list[str]) -> list[str]:
+        if "itself" in items:
+            return [await batcher.submit(item) for item in items]
+        if "later" in items:
+            tasks.append(asyncio.create_task(batcher.submit("b")))
+        return items
+
+    batcher: Batcher[str, str] = Batcher(nested)
+
+    async def main() -> None:
+        with pytest.raises(BackendError, match="is called by its own function"):
+            await asyncio.wait_for(batcher.submit("itself"), 1.0)
+        assert await batcher.submit("later") == "later"
+        assert await tasks[0] == "b"
+
+    run(main())
+
+
 async def echo(items: list[str]) -> list[str]:
     return items
 

@@ -47,6 +47,23 @@ def test_a_blocking_caller_can_give_up() -> None:
         assert batcher("b", timeout=10) == "b"
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_function_that_waits_for_itself_is_told_so(is_async: bool) -> None:
+    """In its thread, or on the loop; the next is served."""
+
+    def nested(items: list[str]) -> list[str]:
+        return [batcher(item) for item in items] if "itself" in items else items
+
+    async def nested_too(items: list[str]) -> list[str]:
+        return nested(items)
+
+    batcher: carpool.BlockingBatcher[str, str] = carpool.BlockingBatcher(nested_too if is_async else nested)
+    with batcher:
+        with pytest.raises(BackendError, match="is called by its own function"):
+            batcher("itself", timeout=10)
+        assert batcher("a", timeout=10) == "a"
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
 @pytest.mark.parametrize("is_async", [True, False])
 def test_a_function_that_exits_does_not_end_the_thread_of_the_blocking_facade(

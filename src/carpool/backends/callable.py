@@ -38,6 +38,7 @@ class CallableBackend(Generic[In, Out]):
         self._is_async = _is_async(function)
         self.sends_at_once = not self._is_async  # an async function may compute before it waits
         self._idle: list[_Thread] = []
+        self._busy: set[threading.Thread] = set()
         weakref.finalize(self, _dismiss, self._idle)  # not every batcher is closed
 
     async def start(self, on_change: Callable[[], None]) -> None:
@@ -48,15 +49,22 @@ class CallableBackend(Generic[In, Out]):
         if self._is_async:
             return _as_list(await cast("Awaitable[Any]", self._function(list(items))))
         thread = self._free_thread()
+        self._busy.add(thread)
         try:
             outcome = await thread.call(self._function, list(items))
         except BaseException:  # nobody waits for it any more; it may hang, so it is not used again
             thread.dismiss()
             raise
+        finally:
+            self._busy.discard(thread)
         self._idle.append(thread)
         if isinstance(outcome, CarpoolError):
             raise outcome
         return outcome
+
+    def is_inside(self) -> bool:
+        """Whether the function is what calls this, from the thread that a batch runs in."""
+        return threading.current_thread() in self._busy
 
     async def close(self) -> None:
         """Let the threads go; one that still runs finishes by itself."""

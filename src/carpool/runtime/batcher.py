@@ -285,6 +285,8 @@ class Batcher(Generic[In, Out]):
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
+        if asyncio.current_task() in self._running:
+            raise waits_for_itself(self)
         future: asyncio.Future[list[Any]] = loop.create_future()
 
         def deliver(request: Request) -> None:
@@ -490,6 +492,13 @@ class Batcher(Generic[In, Out]):
                 observer.observe(fact)
             except Exception:
                 logger.exception("an observer failed on %s", type(fact).__name__)
+
+
+def waits_for_itself(batcher: object) -> RuntimeError:
+    """The error for a function that calls its own batcher and waits: for a slot, which it occupies."""
+    return RuntimeError(
+        f"{batcher!r} is called by its own function, whose batch would wait for itself for ever"
+    )
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

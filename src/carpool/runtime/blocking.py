@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
-from carpool.backends.callable import BatchFunction
+from carpool.backends.callable import BatchFunction, CallableBackend
 from carpool.core.limits import Limits
 from carpool.core.policy import BatchPolicy
 from carpool.errors import ShuttingDown
-from carpool.runtime.batcher import Batcher
+from carpool.runtime.batcher import Batcher, waits_for_itself
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -38,14 +38,17 @@ class BlockingBatcher(Generic[In, Out]):
         policy: BatchPolicy | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self._settings = function, policy, limits
+        self._function = function
+        self._policy = policy
+        self._limits = limits or Limits()
         self._closed = False
         self._begin()
         _all.add(self)
 
     def _begin(self) -> None:
         """Nothing runs yet."""
-        self._batcher: Batcher[In, Out] = Batcher(*self._settings)
+        self._backend = CallableBackend(self._function, self._limits.max_in_flight)
+        self._batcher: Batcher[In, Out] = Batcher(self._backend, self._policy, self._limits)
         self._lock = threading.Lock()  # around what may be done only while the loop runs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -80,6 +83,9 @@ class BlockingBatcher(Generic[In, Out]):
             self._thread.join()
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, Value], timeout: float | None) -> Value:
+        if self._backend.is_inside() or threading.current_thread() is self._thread:
+            coroutine.close()
+            raise waits_for_itself(self)
         with self._lock:
             if self._closed:
                 coroutine.close()
