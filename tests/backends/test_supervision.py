@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from carpool.backends.process import shared
+from carpool.backends.process import parent, shared
 from carpool.backends.process.parent import ProcessBackend
 from carpool.backends.process.placement import Place
 from carpool.core.limits import Limits
@@ -178,6 +178,40 @@ def test_a_worker_that_has_grown_too_large_is_replaced_between_batches() -> None
                 assert texts_in(answers) == ["grow"]
                 pids |= pids_in(answers)
             assert len(pids) > 1
+
+    run(main())
+
+
+def test_a_worker_that_was_stopped_is_replaced_before_anybody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And until then `trouble()` says why there is none."""
+    monkeypatch.setattr(parent, "_PING_SECONDS", 0.05)
+
+    async def main() -> None:
+        backend = worker(batch_timeout=0.5)
+        async with batching(backend) as batcher:
+            (before,) = pids_in(await ask(batcher, "a"))
+            os.kill(before, signal.SIGSTOP)
+            await turns_until(lambda: "did not answer for 0.5 s" in str(backend.trouble()))
+            await turns_until(lambda: backend.trouble() is None)
+            assert before not in pids_in(await ask(batcher, "a"))
+
+    run(main())
+
+
+def test_asking_whether_a_worker_answers_disturbs_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked all the time, where small batches and large ones follow, of which the next is read meanwhile."""
+    monkeypatch.setattr(parent, "_PING_SECONDS", 0.0)
+
+    async def main() -> None:
+        backend = ProcessBackend("toy_model:ahead", {}, Place("worker-0"), batch_timeout=50)
+        async with batching(backend, most=8) as batcher:
+            pids = set()
+            for number in range(200):
+                texts = [f"{number} {place}" for place in range(1 + number % 20)]
+                answers = await ask(batcher, *texts)
+                assert texts_in(answers) == texts
+                pids |= pids_in(answers)
+            assert len(pids) == 1
 
     run(main())
 

@@ -41,6 +41,8 @@ _LINGER_SECONDS = 5.0  # for a model to finish once nobody is there any more; th
 # What the parent's terminal, service manager or container sends to every process that is to stop.
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_PONG = frames.encode(frames.Pong())
+
 # C++'s own words, CUDA's, and ONNX Runtime's.
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Failed to allocate memory")
 
@@ -153,11 +155,14 @@ def _serve(link: Link, model: Model, ahead: Executor) -> None:
 
 def _read(link: Link, model: Model) -> tuple[frames.Run, Work] | None:
     """The next batch, and what runs it; `None` once the parent has hung up."""
-    match link.read():
-        case (frames.Run() as batch, payload):
-            return batch, prepared(model, batch.call, frames.cut(payload, batch.sizes))
-        case _:
-            return None
+    while True:
+        match link.read():
+            case (frames.Run() as batch, payload):
+                return batch, prepared(model, batch.call, frames.cut(payload, batch.sizes))
+            case (frames.Ping(), _):  # nothing runs that is still to be answered
+                link.send(_PONG)
+            case _:
+                return None
 
 
 def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:

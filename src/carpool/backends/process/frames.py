@@ -58,6 +58,14 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     memory: int | None = None  # which of those that it was started with
 
 
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """From the parent, while it has no batch to run: whether the child would."""
+
+
+class Pong(msgspec.Struct, tag=True, frozen=True):
+    """From the child: it would."""
+
+
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """From the child: one result per item of the batch `number`, JSON already.
 
@@ -93,8 +101,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     traceback: str = ""
 
 
-ToChild = Load | Run
-FromChild = Ready | Refused | Answer | Failed | Rejected
+ToChild = Load | Run | Ping
+FromChild = Ready | Refused | Answer | Failed | Rejected | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

@@ -49,6 +49,7 @@ _LONGEST_BACK_OFF = 10.0  # well within the time for which requests wait for a w
 _EXIT_SECONDS = 1.0  # a worker that has hung up by itself has ended by then, and its exit status says why
 _FINISH_SECONDS = 10.0  # a worker has answered everything by then and only has to exit
 _LOOK_SECONDS = 0.25  # between two looks at a worker's memory
+_PING_SECONDS = 5.0  # between two questions to a worker with nothing to do, so that `/health` knows soon after
 _CAREFUL_SECONDS = 10.0  # after a replacement: what was run before it is run again by then
 _PAGE = resource.getpagesize()
 _OUT_OF_STEP = "answered something else"  # as one does whose model forks, and lets the fork go on
@@ -207,7 +208,7 @@ class ProcessBackend:
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
     and replaced as well when it takes more than `load_timeout` seconds for the first and `batch_timeout` for
-    the second, and when it takes more than `max_memory` bytes.
+    the second, or to answer when it has nothing to do, and when it takes more than `max_memory` bytes.
     """
 
     sends_at_once = True
@@ -440,12 +441,27 @@ class ProcessBackend:
             worker = await self._replace()
 
     async def _ended(self, worker: Worker) -> int:
-        """Wait for the worker's end, and see meanwhile that it does not grow too large."""
-        watch = asyncio.create_task(self._watch_memory(worker))
+        """Wait for the worker's end, and see meanwhile that it is of use."""
+        watches = [asyncio.create_task(watch(worker)) for watch in (self._watch_memory, self._watch_idle)]
         try:
             return await worker.ended()
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
+
+    async def _watch_idle(self, worker: Worker) -> None:
+        """See that it answers while no batch waits: one that was stopped, or has deadlocked, looks well."""
+        while self._batch_timeout is not None:
+            await asyncio.sleep(_PING_SECONDS)
+            if worker.unanswered:
+                continue
+            reply = worker.tell(frames.Ping())  # before anything else is: a batch that runs is answered first
+            try:
+                await asyncio.wait_for(worker.reply(reply), self._batch_timeout)
+            except TimeoutError:
+                self._end(worker, f"was idle and did not answer for {self._batch_timeout:g} s")
+            except Crashed:
+                return  # its end is seen to
 
     async def _watch_memory(self, worker: Worker) -> None:
         """Between batches it is seen to after each; this is for the batch that needs too much by itself."""
