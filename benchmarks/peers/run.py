@@ -17,7 +17,8 @@ only one is awake at a time, and medians are compared; length and number of the 
 answers are first compared with carpool's. CPU is of all processes of a server, for each good answer.
 
 `build/compiled/bin/python benchmarks/peers/run.py noop` (after `make test-compiled`, with psutil installed
-there) measures carpool with its compiled core.
+there) measures carpool with its compiled core, as it does with minilm; both of resnet18 have the plain one, in
+an environment with torch.
 
 The first run installs the peers into build/peers/ (a few minutes). The table goes to
 benchmarks/results/peers_CASE.md as well, with --quick (one round of 2 s) only to the terminal.
@@ -152,6 +153,8 @@ def start_all(case: Case, only: Sequence[str], stack: ExitStack, report: Report)
             versions |= install(peer)
             servers.append(stack.enter_context(run(peer, case)))
         except (NotInstalled, DidNotStart) as error:
+            if peer.name == "carpool":
+                raise SystemExit(f"nothing to compare with: {error}") from None
             report.say(f"Missing: {peer.name}: {' '.join(str(error).split())}\n")
     report.say(", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".\n")
     check_answers(case, servers)
@@ -329,7 +332,7 @@ def describe(case: Case, report: Report) -> None:
     report.say(f"# carpool as a model server against its peers: {case.name}\n")
     report.say(f"{describe_run()}\n")
     report.say(
-        f"{describe_machine()}. {_how_carpool_runs()} The load generator shares the cores. "
+        f"{describe_machine()}. {_how_carpool_runs(case)} The load generator shares the cores. "
         f"Medians of {case.rounds} rounds of {case.seconds:g} s. "
         f"Batches of at most {BATCH}; peers may wait {case.wait_ms} ms for more. {_differences(case)}\n"
     )
@@ -343,8 +346,9 @@ def _differences(case: Case) -> str:
     return f"{own}Open loops are for carpool alone, as each answer takes the peers seconds."
 
 
-def _how_carpool_runs() -> str:
-    is_compiled = not str(scheduler.__file__).endswith(".py")
+def _how_carpool_runs(case: Case) -> str:
+    is_of_this_python = not peers(case)[0].environment
+    is_compiled = is_of_this_python and not str(scheduler.__file__).endswith(".py")
     return "carpool with its compiled core." if is_compiled else "carpool in plain Python."
 
 

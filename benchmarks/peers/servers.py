@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,13 +207,24 @@ def install(peer: Peer) -> dict[str, str]:
     needs = [*peer.packages, *NEEDS[peer.model]] if peer.environment else []
     folder = ENVIRONMENTS / peer.environment
     stamp = folder / f"{peer.model}.json"
-    if needs and (not stamp.is_file() or json.loads(stamp.read_text()) != needs):
+    wanted = [*needs, *_carpools_needs()] if any(map(_is_folder, needs)) else needs
+    if needs and (not stamp.is_file() or json.loads(stamp.read_text()) != wanted):
         print(f"installing {peer.environment} into {folder}", file=sys.stderr, flush=True)
         _pip(folder, needs)
-        stamp.write_text(json.dumps(needs))
+        stamp.write_text(json.dumps(wanted))
     if peer.model == "sentence-transformers" and not SENTENCE_TRANSFORMER.is_dir():
         _fetch_sentence_transformer()
-    return _versions(peer, [need for need in needs if not need.startswith("/")])
+    return _versions(peer, [need for need in needs if not _is_folder(need)])
+
+
+def _is_folder(need: str) -> bool:
+    return need.startswith("/")
+
+
+def _carpools_needs() -> list[Any]:
+    """What this checkout depends on, which an environment made for an earlier one may lack."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [project["dependencies"], project["optional-dependencies"]]
 
 
 def _fetch_sentence_transformer() -> None:
@@ -231,7 +243,7 @@ def _fetch_sentence_transformer() -> None:
 
 
 def _pip(folder: Path, needs: Sequence[str]) -> None:
-    editable = [part for need in needs for part in (("--editable", need) if need.startswith("/") else (need,))]
+    editable = [part for need in needs for part in (("--editable", need) if _is_folder(need) else (need,))]
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
