@@ -6,6 +6,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import struct
@@ -57,6 +58,8 @@ class Toy:
             return [str(self.started.pid).encode()]
         if "end" in items:
             return [json.dumps(_ended()).encode()]
+        if "faults" in items:
+            return [json.dumps([_faults() for _ in range(3)]).encode()]
         if "grow" in items:
             self.kept += bytearray(b"x") * 2**26
         if "hog" in items:
@@ -168,6 +171,15 @@ def _ended() -> list[int | None]:
     fork.terminate()
     fork.join(5)
     return [program.wait(5), fork.exitcode]
+
+
+def _faults() -> int:
+    """How often memory is mapped for what a network would compute between its layers."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    layers = [bytearray(8 * 2**20) for _ in range(5)]
+    for layer in layers:
+        layer[::4096] = bytes(len(layer) // 4096)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def _vector() -> Vector:

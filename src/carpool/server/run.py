@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Protocol
 
 import uvicorn
 
+from carpool import memory
 from carpool.errors import ConfigError
 from carpool.server.app import create_app
 from carpool.server.fast_lane import fast_lane
@@ -26,11 +26,6 @@ _KEEP_ALIVE_SECONDS = 75  # longer than the 60 s after which common load balance
 _LINGER_SECONDS = 5  # at shutdown, for clients that are in the middle of sending or reading
 _BACKLOG = 2048
 _YOUNG_OBJECTS = 20_000  # after which garbage is searched for: a few ms of work, and some 10 MB
-
-
-# What glibc's `mallopt` calls its parameters, and the bytes they are set to. 32 MiB are the most that it takes.
-_MMAP_THRESHOLD = (-3, 32 * 1024**2)
-_TRIM_THRESHOLD = (-1, 64 * 1024**2)
 
 
 class Server(uvicorn.Server):
@@ -114,17 +109,6 @@ def _collect_less_garbage() -> None:
     gc.set_threshold(_YOUNG_OBJECTS)
 
 
-def _keep_memory() -> None:
-    """Keep the memory of large bodies for the next ones, where the C library can be told to.
-
-    Else it is given back and mapped anew, page by page: of a body of 3 MB that was a third of the CPU time.
-    """
-    with suppress(AttributeError, TypeError, OSError):  # it is not glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, size in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(parameter, size)
-
-
 class Follower(Protocol):
     """Keeps the service to its settings while they change."""
 
@@ -160,7 +144,7 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
         with _cancelled_by(signal.SIGTERM):
             await service.start()  # before uvicorn does, which would hide in a traceback what is wrong
             _collect_less_garbage()
-            _keep_memory()
+            memory.keep()  # of large bodies: to map it anew was a third of the CPU time of one of 3 MB
         async with _followed(follower):
             await Server(config, service, on_ready).serve(sockets=[listener])
 

@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeGuard
 
 import msgspec
 
+from carpool import memory
 from carpool.backends.process import frames, trace
 from carpool.backends.process.shared import Reader
 from carpool.errors import BadInput, CarpoolError, ModelError, Unsupported
@@ -264,6 +265,7 @@ def _refusal(error: BaseException) -> frames.Refused:
 def main() -> None:
     """Serve on the file descriptors that the parent has passed: a socket's and those of shared memories."""
     _let_signals_pass()
+    memory.keep()  # of what a network computes between its layers: torch needs a third less for one picture
     connection = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_outlast, args=(connection.fileno(),), name="carpool-parent", daemon=True).start()
     status = 0
