@@ -438,10 +438,12 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
 
     async def main() -> None:
         async with toy("toy_model:in_place") as backend:
-            pid = backend.info["pid"]
-            first, given_up, third = (
-                asyncio.create_task(backend.run(large(text), Call("infer")))
-                for text in ("first", "second", "third")
+            pid, worker = backend.info["pid"], backend._latest
+            assert worker is not None
+            first = asyncio.create_task(backend.run(large("first"), Call("infer")))
+            await turns_until(lambda: worker.unanswered)  # the thread that writes the second might be faster
+            given_up, third = (
+                asyncio.create_task(backend.run(large(text), Call("infer"))) for text in ("second", "third")
             )
             await turns_until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG))
             given_up.cancel()

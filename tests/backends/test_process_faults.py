@@ -259,7 +259,7 @@ def test_the_pause_before_a_replacement_grows_with_loads_that_fail_and_not_with_
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
 def test_what_a_batch_has_freed_is_there_for_the_next() -> None:
-    """Mapped anew, page by page, it was a third of the time that torch takes for one picture."""
+    """Mapped anew, page by page, it was a third of the time that torch takes for pictures."""
 
     async def main() -> None:
         backend = ProcessBackend("toy_model:load", {})

@@ -167,7 +167,11 @@ def _read(link: Link, model: Model) -> tuple[frames.Run, Work] | None:
 
 
 def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:
-    """Import "module:function" and call it; with the device, where it takes one."""
+    """Import "module:function" and call it; with the device, where it takes one.
+
+    From then on the process keeps the memory that it frees: every batch needs as much for what a network
+    computes between its layers, which torch gives back after each of them.
+    """
     module, _, name = loader.partition(":")
     function = getattr(importlib.import_module(module), name)
     if _takes_device(function):
@@ -175,6 +179,7 @@ def load(loader: str, arguments: dict[str, Any], device: str = "") -> Model:
     elif device not in ("", "cpu"):
         raise ModelError(f"the model cannot run on {device}", "it runs on the CPU; leave out `devices`")
     model: Model = function(**arguments)
+    memory.keep_all()
     return model
 
 
@@ -265,7 +270,6 @@ def _refusal(error: BaseException) -> frames.Refused:
 def main() -> None:
     """Serve on the file descriptors that the parent has passed: a socket's and those of shared memories."""
     _let_signals_pass()
-    memory.keep()  # of what a network computes between its layers: torch needs a third less for one picture
     connection = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_outlast, args=(connection.fileno(),), name="carpool-parent", daemon=True).start()
     status = 0
