@@ -262,11 +262,9 @@ def test_what_a_batch_has_freed_is_there_for_the_next() -> None:
     """Mapped anew, page by page, it was a third of the time that torch takes for pictures."""
 
     async def main() -> None:
-        backend = ProcessBackend("toy_model:load", {})
-        await backend.start(lambda: None)
-        first, *later = json.loads((await backend.run([b'"faults"']))[0])
-        assert max(later) < first / 10
-        await backend.close()
+        async with toy() as backend:
+            first, *later = json.loads((await backend.run([b'"faults"']))[0])
+            assert max(later) < first / 10
 
     run(main())
 
