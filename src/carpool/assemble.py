@@ -12,6 +12,7 @@ from carpool.backends.http import HttpBackend
 from carpool.backends.missing import Missing
 from carpool.backends.process.parent import ProcessBackend
 from carpool.backends.process.placement import places
+from carpool.backends.process.shared import Intake
 from carpool.config import DEFAULT_NAME, Config, ModelSettings
 from carpool.core.cost import estimated_tokens
 from carpool.core.limits import Limits
@@ -98,12 +99,14 @@ def _serve(
     """A model with its queue. That it cannot be had is raised here only if it is the only one."""
     backends: Sequence[Backend[bytes, EncodedJson]]
     takes: Payload = "text"
+    intake: Intake | None = None
     if upstreams:
         backends, title = upstreams, f"proxy to {', '.join(str(upstream.target) for upstream in upstreams)}"
     else:
         try:
             local = spec.resolve(settings.model, settings.engine)
-            backends, title, takes = _workers(local, settings), local.title, local.takes
+            intake = Intake()
+            backends, title, takes = _workers(local, settings, intake), local.title, local.takes
         except (ModelError, MissingExtra) as error:
             if is_only:
                 raise
@@ -148,6 +151,7 @@ def _serve(
         alias=_alias(settings.model) if name == DEFAULT_NAME and not upstreams else "",
         passthrough=passthrough,
         tells_callers_apart=settings.forward_authorization,
+        lend=None if intake is None else intake.lend,
     )
 
 
@@ -164,7 +168,7 @@ def _upstream(url: str, settings: ModelSettings) -> HttpBackend:
     )
 
 
-def _workers(model: LocalModel, settings: ModelSettings) -> list[ProcessBackend]:
+def _workers(model: LocalModel, settings: ModelSettings, intake: Intake) -> list[ProcessBackend]:
     """A worker process for each replica."""
     cores = sorted(os.sched_getaffinity(0)) if settings.pin_cores and hasattr(os, "sched_getaffinity") else []
     return [
@@ -175,6 +179,7 @@ def _workers(model: LocalModel, settings: ModelSettings) -> list[ProcessBackend]
             load_timeout=settings.load_timeout_ms / 1000,
             batch_timeout=settings.batch_timeout_ms / 1000,
             max_memory=settings.max_memory_mb << 20 or None,
+            intake=intake,
         )
         for place in places(settings.replicas, settings.devices, cores)
     ]

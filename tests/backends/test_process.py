@@ -455,12 +455,33 @@ def test_a_batch_that_is_given_up_after_the_worker_has_read_it_disturbs_nobody()
     run(main())
 
 
-def test_shared_memory_takes_more_buffers_than_one_system_call() -> None:
-    """And reads back what was written last, also where there was more before."""
-    memory = shared.SharedMemory()
-    reader = shared.Reader(memory.fd)
-    for count in (3, 2000, 10):
-        items = [b"%d," % number * 1000 for number in range(count)]
-        memory.write(items)
-        whole = b"".join(items)
-        assert reader.read(len(whole)) == whole
+def test_an_item_that_was_received_for_a_worker_is_not_had_back_while_the_worker_may_read_it() -> None:
+    """Though its caller has gone: it is read where it is, like those before and behind it."""
+
+    async def main() -> None:
+        async with toy("toy_model:in_place") as backend:
+            pid, intake = backend.info["pid"], backend._intake
+
+            def received(text: str) -> asyncio.Task[Any]:
+                item = intake.lend(shared.LEAST)
+                assert item is not None
+                item[:] = f'"{text}'.ljust(shared.LEAST - 1).encode() + b'"'
+                return asyncio.create_task(backend.run([item], Call("infer")))
+
+            first, given_up, third = map(received, ("first", "second", "third"))
+            await turns_until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG))
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            del given_up
+            rest = []
+            while (item := intake.lend(shared.LEAST)) is not None:
+                item[:] = b"!" * shared.LEAST
+                rest.append(item)
+            assert len(rest) == 509
+            os.kill(pid, signal.SIGCONT)
+            assert json.loads((await first)[0]) == ["first"]
+            assert json.loads((await third)[0]) == ["first", "second", "third"]
+            del first, third
+            assert [intake.lend(shared.LEAST) is None for _ in range(4)] == [False] * 4
+
+    run(main())

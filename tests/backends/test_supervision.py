@@ -21,6 +21,7 @@ from carpool.core.policy import BatchPolicy
 from carpool.errors import BackendError, BatchFailed, ModelError
 from carpool.observe.observer import BatchLeft, Fact
 from carpool.runtime.batcher import Batcher
+from carpool.wire.base import Item
 from tests.backends.test_process import run, turns_until
 
 MIB = 2**20
@@ -49,7 +50,7 @@ def worker(number: int = 0, most: int = 1000, **more: Any) -> ProcessBackend:
 @asynccontextmanager
 async def batching(
     *backends: ProcessBackend, seen: Seen | None = None, most: int = 32
-) -> AsyncIterator[Batcher[bytes, Any]]:
+) -> AsyncIterator[Batcher[Item, Any]]:
     observers = [] if seen is None else [seen]
     async with Batcher(
         backends, BatchPolicy(max_batch_size=most), Limits(20, patience=30), observers=observers
@@ -58,7 +59,7 @@ async def batching(
         yield batcher
 
 
-async def ask(batcher: Batcher[bytes, Any], *texts: str) -> list[Any]:
+async def ask(batcher: Batcher[Item, Any], *texts: str) -> list[Any]:
     """All at once, so that they share a batch; what each was answered, or its error."""
     answers = (batcher.submit(json.dumps(text).encode()) for text in texts)
     return await asyncio.gather(*answers, return_exceptions=True)

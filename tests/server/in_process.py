@@ -123,12 +123,16 @@ class Lane:
 
 
 @asynccontextmanager
-async def lane(backend: Echo, limit: int = 1000) -> AsyncIterator[Lane]:
-    """Serve on a free port, until the end of the block."""
+async def lane(
+    backend: Any, limit: int = 1000, lend: Callable[[int], memoryview | None] | None = None
+) -> AsyncIterator[Lane]:
+    """Serve on a free port, until the end of the block. What `lend` gives room for is no text."""
     metrics = Metrics()
     batcher: Batcher[bytes, Any] = Batcher(backend, BatchPolicy(), name="default", observers=(metrics,))
     metrics.watch("default", batcher.statistics)
-    model = ServedModel("default", "echo", batcher, [backend])
+    model = ServedModel(
+        "default", "echo", batcher, [backend], takes="data" if lend else "text", dedupe=not lend, lend=lend
+    )
     service = Service([model], metrics, BodyLimits(text=limit, data=limit))
     await service.start()
     config = uvicorn.Config(

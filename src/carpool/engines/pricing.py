@@ -18,6 +18,7 @@ from carpool.engines import payloads, results
 from carpool.engines.imports import imported
 from carpool.errors import BackendError, BadInput, ModelError
 from carpool.wire import payload
+from carpool.wire.base import Item
 
 # Reading JSON keeps the event loop from everybody else: so many bytes take it 0.1 to 0.5 ms.
 _MOST_JSON = 64 * 1024
@@ -33,7 +34,7 @@ class Price:
     def __repr__(self) -> str:
         return f"Price({self._cost!r})"
 
-    def __call__(self, item: bytes) -> float:
+    def __call__(self, item: Item) -> float:
         """What an item costs. Raises `BadInput`, or `BackendError` where the model is to blame."""
         head, body = payload.unpack(item)
         if head is not None:
@@ -84,7 +85,7 @@ def find(name: str, folder: str = "") -> Price:
         ) from error
 
 
-def _json(item: bytes) -> Any:
+def _json(item: Item) -> Any:
     """The value: an item of `/predict` is its whole body, of the other routes a text, or token ids."""
     return msgspec.json.decode(item) if item[:1] in (b'"', b"[") else payloads.read(item)
 

@@ -19,8 +19,9 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from carpool.errors import CarpoolError
+from carpool.server.body import BodyReceiver
 from carpool.server.lane import Head, Lane, write_frame
-from carpool.wire.base import Reply, Route
+from carpool.wire.base import Item, Reply, Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,9 @@ _LONGEST_HEAD = 65536
 
 # Bytes. A smaller piece of a body takes the next one into itself: a million pieces of one byte would be 60 MB.
 _LEAST_PIECE = 16384
+
+# Bytes of a body that are still to come: for less it does not pay to change protocols, twice.
+_LEAST_DIRECT = 65536
 
 # Requests of one connection that wait behind the one that is being answered. Not fewer, as a client that hangs
 # up is noticed only while it is read from.
@@ -66,6 +70,7 @@ class Exchange:
 
     __slots__ = (
         "disconnected",
+        "item",
         "keep_alive",
         "length",
         "more_body",
@@ -86,8 +91,9 @@ class Exchange:
         self.terms: Terms | None = None  # None where they cannot be read: then there is a refusal
         self.length: int | None = None  # as announced
         self.wants_continue = False
-        self.pieces: list[bytes] = []  # of the body, so far
-        self.size = 0  # of them
+        self.item: memoryview | None = None  # lent for the body, which is at its end
+        self.pieces: list[bytes] = []  # of the body, so far, where nothing is lent
+        self.size = 0  # of what has come of the body
         self.more_body = True  # not all of it has been read
         self.refusal: Reply | None = None  # known before all of it was read
         self.request: Request | None = None  # while the batcher has it
@@ -180,9 +186,28 @@ class FastLaneProtocol(HttpToolsProtocol):
             if (
                 exchange.length is not None
                 and exchange.terms is not None
+                and exchange.keep_alive
+                and not exchange.wants_continue
                 and exchange.size == len(data) - start
             ):
                 self.lane.learn(data[:start], Head(exchange.route, exchange.terms, exchange.length))
+        if type(exchange) is Exchange and exchange.item is not None and exchange is self._serving:
+            self._receive_rest(exchange)
+
+    def _receive_rest(self, exchange: Exchange) -> None:
+        """Have what has not come yet of a body for which there is room read into that."""
+        assert exchange.item is not None
+        assert exchange.length is not None
+        left = exchange.length - exchange.size
+        # Over TLS the bytes are copied anyway, and are not the body's own.
+        if exchange.more_body and left >= _LEAST_DIRECT and self.scheme == "http":
+
+            def done() -> None:
+                exchange.size += left
+                self.parser = HttpRequestParser(self)  # the other one waits for this body
+                self.on_message_complete()
+
+            BodyReceiver(self.transport, self, exchange.item[-left:], done)
 
     def _feed(self, data: bytes) -> None:
         """What uvicorn does with bytes, but that an upgrade is ignored (RFC 9110, 7.8): none is served.
@@ -240,13 +265,18 @@ class FastLaneProtocol(HttpToolsProtocol):
         if type(exchange) is not Exchange:
             super().on_body(body)
             return
+        before = exchange.size
         exchange.size += len(body)
         if exchange.refusal is not None:
             return
         try:
             self.lane.service.check_length(exchange.route, exchange.size)
-            pieces = exchange.pieces
-            if pieces and len(pieces[-1]) < _LEAST_PIECE:
+            item, pieces = exchange.item, exchange.pieces
+            if item is not None:
+                assert exchange.length is not None
+                start = len(item) - exchange.length + before
+                item[start : start + len(body)] = body
+            elif pieces and len(pieces[-1]) < _LEAST_PIECE:
                 pieces[-1] += body
             else:
                 pieces.append(body)
@@ -254,6 +284,7 @@ class FastLaneProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()  # until its turn comes
         except CarpoolError as error:
             exchange.pieces.clear()
+            exchange.item = None
             exchange.refusal = exchange.route.encode_error(error)
             if exchange is self._serving:
                 self._reply(exchange.refusal)
@@ -342,12 +373,14 @@ class FastLaneProtocol(HttpToolsProtocol):
         exchange.wants_continue = self.expect_100_continue
         # From the last to the first, so that the first of a name counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.headers)}
+        if "transfer-encoding" not in headers:
+            exchange.length = int(headers.get("content-length", 0))
         try:
             exchange.route, exchange.terms = self.lane.service.read_head(exchange.route, headers)
+            if exchange.length is not None:
+                exchange.item = self.lane.service.lend(exchange.route, exchange.length)
         except CarpoolError as error:
             exchange.refusal = exchange.route.encode_error(error)
-        if exchange.keep_alive and not exchange.wants_continue and "transfer-encoding" not in headers:
-            exchange.length = int(headers.get("content-length", 0))
         if self._may_serve() and not self.pipeline:
             self._serve(exchange)
         else:
@@ -367,8 +400,12 @@ class FastLaneProtocol(HttpToolsProtocol):
 
     def _enqueue(self, exchange: Exchange) -> None:
         assert exchange.terms is not None
-        body = b"".join(exchange.pieces)  # only now: what grows is copied again and again
-        exchange.pieces.clear()
+        body: Item
+        if exchange.item is not None:
+            body, exchange.item = exchange.item, None
+        else:
+            body = b"".join(exchange.pieces)  # only now: what grows is copied again and again
+            exchange.pieces.clear()
         exchange.request = self.lane.service.enqueue(exchange.route, exchange.terms, body, self._reply)
 
     def _reply(self, reply: Reply) -> None:

@@ -39,19 +39,21 @@ class ServedModel:
     a text, or any data, of which only it knows more. `alias` is what its settings call it, where they give it
     no name. `passthrough` is there in front of an upstream, for what is not served here. With
     `tells_callers_apart`, only those with the same credentials travel together, and the upstream gets to see
-    them.
+    them. `lend` is there where workers can read an item where it was received: it gives room for so many bytes,
+    if there is any and they are enough to be worth it.
     """
 
     name: str
     title: str
     batcher: Batcher[bytes, EncodedJson]
     backends: Sequence[Backend[bytes, EncodedJson]]
-    cost: Callable[[bytes], float] | None = None
+    cost: Callable[[Any], float] | None = None
     dedupe: bool = True
     takes: Payload = "text"
     alias: str = ""
     passthrough: PassThrough | None = None
     tells_callers_apart: bool = False
+    lend: Callable[[int], memoryview | None] | None = None
 
     def told(self) -> dict[str, Any]:
         """What its backends say of themselves, where they do: the worker process of what it has loaded."""

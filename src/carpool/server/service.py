@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from carpool.core.request import Request
-from carpool.errors import CarpoolError, ShuttingDown, TooLarge, WrongType
+from carpool.errors import CarpoolError, NotFound, ShuttingDown, TooLarge, WrongType
 from carpool.observe.metrics import Metrics
 from carpool.observe.observer import ReplicaStatus, RequestRefused
 from carpool.server.models import Models, ServedModel
 from carpool.wire import native
-from carpool.wire.base import JSON, Ask, Reply, Route, Times, media_type
-from carpool.wire.call import EMBED, Call
+from carpool.wire.base import JSON, Ask, Item, Reply, Route, Times, media_type
+from carpool.wire.call import EMBED, INFER, Call
 from carpool.wire.terms import Terms, read_terms
 
 logger = logging.getLogger(__name__)
+
+_INFER = Ask((), INFER)  # what is asked for an item that needs no decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +143,44 @@ class Service:
         if length > limit:
             raise TooLarge("the body is too large", f"allowed: {limit} bytes for {route.path}")
 
+    def lend(self, route: Route, length: int) -> memoryview | None:
+        """Where to receive a body of this many bytes, so that a worker can read it there.
+
+        `enqueue` takes it in the place of the body. It is longer by what the route has before a body, which is
+        there already. `None` where a body is received as any other: most are too small, or are read here.
+        """
+        if route.beginning is None:
+            return None
+        try:
+            model = self.models.only or self.models.find(route.model)
+        except NotFound:
+            return None  # it has left meanwhile
+        if model.lend is None or (item := model.lend(len(route.beginning) + length)) is None:
+            return None
+        item[: len(route.beginning)] = route.beginning
+        return item
+
     def enqueue(
-        self, route: Route, terms: Terms, body: bytes, on_reply: Callable[[Reply], None]
+        self, route: Route, terms: Terms, body: Item, on_reply: Callable[[Reply], None]
     ) -> Request | None:
         """Admit what a body asks for; `on_reply` is called once, with the answer or what is wrong.
+
+        What was lent for the body, and is full now, is the item that it asks for.
 
         Gives what `cancel` takes, or `None` if it was refused and `on_reply` has been called already.
         """
         asked = route
-        if route.choose is not None and not body.startswith(route.opening):
+        if route.choose is not None and isinstance(body, bytes) and not body.startswith(route.opening):
             route = route.choose(body)
         try:
             if self._stopping:
                 raise ShuttingDown("shutting down", "no new requests are taken; use another server")
-            ask = route.decode(body)
-            items = ask.items
+            items: Sequence[Item]
+            if isinstance(body, bytes):
+                ask = route.decode(body)
+                items = ask.items
+            else:
+                ask, items = _INFER, (body,)
             model = self.models.only or self._choose(asked.model or ask.model)
             request = Request(
                 items,

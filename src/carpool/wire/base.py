@@ -16,6 +16,9 @@ Payload = Literal["text", "data"]  # what a body holds: texts, or anything else
 
 JSON = "application/json"
 
+# What a backend takes: a JSON value, or a body that only a worker reads, perhaps where the worker finds it.
+Item = bytes | memoryview
+
 # A result that is JSON already: a worker encoded it, or it is a slice of an upstream's reply.
 EncodedJson = bytes | memoryview
 
@@ -81,8 +84,9 @@ class Route:
     several dialects: it gives the route, of the same path, that a body is meant for; it need not be asked of a
     body that begins with `opening`. `by_head` is there where the headers (lower-case names) say how a body is
     to be read: it makes of this route the one that reads it, and raises `BadInput`. `media_types` are those it
-    reads beside JSON. `model` is there where the path is one model's own. The rest is for the documentation:
-    `plain` are the statuses whose body may be plain text.
+    reads beside JSON. `beginning` is there where a body, as it came, is the one item to `infer`: it stands
+    before it there, and such an item need not be decoded. `model` is there where the path is one model's own.
+    The rest is for the documentation: `plain` are the statuses whose body may be plain text.
     """
 
     path: str
@@ -99,6 +103,7 @@ class Route:
     opening: bytes = b""
     by_head: Callable[[Route, Mapping[str, str]], Route] | None = None
     media_types: tuple[str, ...] = ()
+    beginning: bytes | None = None
     model: str = ""
     plain: tuple[int, ...] = ()
 

@@ -29,7 +29,8 @@ def _by_head(route: Route, headers: Mapping[str, str]) -> Route:
     given = media_type(headers)
     if given not in payload.MEDIA_TYPES:
         return route
-    return replace(route, decode=partial(payload.ask, payload.head(given, headers)))
+    head = payload.head(given, headers)
+    return replace(route, decode=partial(payload.ask, head), beginning=head)
 
 
 def encode_prediction(results: Sequence[EncodedJson], seconds: float) -> Sequence[EncodedJson]:
@@ -90,6 +91,7 @@ PREDICT = Route(
 PREDICT_DATA = replace(
     PREDICT,
     decode=decode_data,
+    beginning=b"",
     by_head=_by_head,
     media_types=payload.MEDIA_TYPES,
     summary="One input in, the model's result out: JSON, or the bytes of a tensor or an image.",

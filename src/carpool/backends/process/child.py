@@ -80,17 +80,19 @@ class Link:
         self._memories = memories
         self._received = b""  # of frames to come
 
-    def read(self) -> tuple[frames.ToChild, memoryview] | None:
+    def read(self) -> tuple[frames.ToChild, list[memoryview]] | None:
         """The next message and the items that belong to it; `None` once the parent has hung up."""
         if (prefix := self._take(frames.PREFIX_BYTES)) is None:
             return None
         length, payload = frames.lengths(prefix)
         if (body := self._take(length + payload)) is None:
             return None
-        message, items = frames.decode_to_child(body[:length]), body[length:]
-        if isinstance(message, frames.Run) and message.memory is not None:
-            items = self._memories[message.memory].read(sum(message.sizes))
-        return message, items
+        message = frames.decode_to_child(body[:length])
+        if not isinstance(message, frames.Run):
+            return message, []
+        if message.memory is None:
+            return message, frames.cut(body[length:], message.sizes)
+        return message, self._memories[message.memory].read(message.starts, message.sizes)
 
     def send(self, frame: bytes) -> None:
         """A message to the parent, as a frame."""
@@ -158,8 +160,8 @@ def _read(link: Link, model: Model) -> tuple[frames.Run, Work] | None:
     """The next batch, and what runs it; `None` once the parent has hung up."""
     while True:
         match link.read():
-            case (frames.Run() as batch, payload):
-                return batch, prepared(model, batch.call, frames.cut(payload, batch.sizes))
+            case (frames.Run() as batch, items):
+                return batch, prepared(model, batch.call, items)
             case (frames.Ping(), _):  # nothing runs that is still to be answered
                 link.send(_PONG)
             case _:

@@ -13,6 +13,7 @@ from typing import TypeAlias, cast
 import msgspec
 
 from carpool.backends.process import frames
+from carpool.wire.base import Item
 
 Reply: TypeAlias = "asyncio.Future[frames.FromChild]"
 
@@ -29,7 +30,7 @@ class Connection(asyncio.Protocol):
         self._received = bytearray()
         self._transport: asyncio.Transport
 
-    def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> Reply:
+    def ask(self, message: frames.ToChild, payload: Sequence[Item] = ()) -> Reply:
         """Send a message; the reply comes later. It counts as the next even if nobody waits for it any more."""
         answer: Reply = asyncio.get_running_loop().create_future()
         if self._transport.is_closing():  # a loop may refuse to write with an error of its own

@@ -48,6 +48,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 class Run(msgspec.Struct, tag=True, frozen=True):
     """To the child: run items of these sizes as one batch. They follow the message, or are in a shared memory.
 
+    `memory` says in which of those that it was started with, and `starts` where each item begins there.
     `call` says what is asked, where it is not the usual. Items are JSON, each as its caller wrote it, or, where
     it asks to `infer`, bodies as `wire/payload.py` has them.
     """
@@ -55,7 +56,8 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     number: int
     sizes: list[int]
     call: Call | None = None
-    memory: int | None = None  # which of those that it was started with
+    memory: int | None = None
+    starts: list[int] = []
 
 
 class Ping(msgspec.Struct, tag=True, frozen=True):

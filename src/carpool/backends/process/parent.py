@@ -17,14 +17,15 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
+from functools import partial
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
 from carpool.backends.process import frames, shared
 from carpool.backends.process.connection import Connection, Reply, Unreadable
 from carpool.backends.process.placement import ANYWHERE, Place
-from carpool.backends.process.shared import SharedMemory
+from carpool.backends.process.shared import Intake, SharedMemory
 from carpool.core.replica import Capacity
 from carpool.errors import (
     BackendError,
@@ -38,6 +39,7 @@ from carpool.errors import (
     Unavailable,
     Unsupported,
 )
+from carpool.wire.base import Item
 from carpool.wire.call import Call, Vector
 
 logger = logging.getLogger(__name__)
@@ -114,11 +116,11 @@ class Worker:
             case other:
                 raise ModelError(f"the worker said {type(other).__name__} when asked to load")
 
-    async def ask(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> frames.FromChild:
+    async def ask(self, message: frames.ToChild, payload: Sequence[Item] = ()) -> frames.FromChild:
         """Send a message and wait for the reply. Raises `Crashed` if the worker dies."""
         return await self.reply(self.tell(message, payload))
 
-    def tell(self, message: frames.ToChild, payload: Sequence[bytes] = ()) -> Reply:
+    def tell(self, message: frames.ToChild, payload: Sequence[Item] = ()) -> Reply:
         """Send a message; the replies come in the order of the messages."""
         return self._connection.ask(message, payload)
 
@@ -208,7 +210,8 @@ class ProcessBackend:
 
     The worker calls `loader` ("module:function") with `arguments`, and `run` on what that returns. It is ended
     and replaced as well when it takes more than `load_timeout` seconds for the first and `batch_timeout` for
-    the second, or to answer when it has nothing to do, and when it takes more than `max_memory` bytes.
+    the second, or to answer when it has nothing to do, and when it takes more than `max_memory` bytes. It reads
+    items that are in the `intake` where they are.
     """
 
     sends_at_once = True
@@ -222,6 +225,7 @@ class ProcessBackend:
         load_timeout: float = math.inf,
         batch_timeout: float | None = None,
         max_memory: int | None = None,
+        intake: Intake | None = None,
     ) -> None:
         self.name = place.name
         self.capacity = _SMALL_BATCHES
@@ -240,6 +244,8 @@ class ProcessBackend:
         self._turn = asyncio.Lock()
         self._careful_until = -math.inf
         self._memories = (SharedMemory(), SharedMemory())  # of the batch that runs, and of the next
+        self._intake = Intake() if intake is None else intake
+        self._of_intake = len(self._memories)  # the number by which the worker knows its memory
         self._last_uses: dict[int, asyncio.Future[Any]] = {}  # of each memory: it is written, or then read
         self._free_memories: asyncio.Queue[int] = asyncio.Queue()
         for memory in range(len(self._memories)):
@@ -260,7 +266,7 @@ class ProcessBackend:
         self._coming().set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
 
-    def run(self, items: Sequence[bytes], group: Hashable = None) -> Coroutine[Any, Any, Sequence[Any]]:
+    def run(self, items: Sequence[Item], group: Hashable = None) -> Coroutine[Any, Any, Sequence[Any]]:
         """Run one batch of JSON values; one more for each, or the error of an item that the model refuses.
 
         `group` is a `Call`, or `None` for what the model does usually. A small batch is sent before this
@@ -268,9 +274,14 @@ class ProcessBackend:
         """
         call = group if isinstance(group, Call) else None
         sizes = list(map(len, items))
-        if shared.LEAST <= sum(sizes) <= shared.MOST:
-            self._take(_LARGE_BATCHES)
-            return self._run_large(items, sizes, call)
+        if (total := sum(sizes)) >= shared.LEAST:
+            if (starts := self._intake.find(items)) is not None:
+                self._take(_LARGE_BATCHES)
+                batch = frames.Run(next(self._numbers), sizes, call, self._of_intake, starts)
+                return self._run(batch, items, self._send_early(batch, items))
+            if total <= shared.MOST:
+                self._take(_LARGE_BATCHES)
+                return self._run_large(items, sizes, call)
         self._take(_SMALL_BATCHES)
         batch = frames.Run(next(self._numbers), sizes, call)
         return self._run(batch, items, self._send_early(batch, items))
@@ -289,20 +300,22 @@ class ProcessBackend:
         """Why there is no worker to run a batch."""
         return self._trouble
 
-    async def _run_large(self, items: Sequence[bytes], sizes: list[int], call: Call | None) -> list[Any]:
+    async def _run_large(self, items: Sequence[Item], sizes: list[int], call: Call | None) -> list[Any]:
         async with self._brought(items) as memory:
-            batch = frames.Run(next(self._numbers), sizes, call, memory)
+            starts = list(accumulate(sizes[:-1], initial=0))
+            batch = frames.Run(next(self._numbers), sizes, call, memory, starts)
             return await self._run(batch, (), self._send_early(batch))
 
     async def _run(
-        self, batch: frames.Run, payload: Sequence[bytes], sent: tuple[Worker, Reply] | None
+        self, batch: frames.Run, items: Sequence[Item], sent: tuple[Worker, Reply] | None
     ) -> list[Any]:
+        """Wait for the batch's turn, and for its results. `items` are those that are nowhere else yet."""
         await self._turn.acquire()
         try:
             worker = await self._ready_worker()
             self._back_off = _FIRST_BACK_OFF
             if sent is None or sent[0] is not worker:
-                sent = worker, self._send(worker, batch, payload)
+                sent = worker, self._send(worker, batch, items)
             overdue = self._overdue(worker)
             try:
                 reply = await worker.reply(sent[1])
@@ -333,18 +346,20 @@ class ProcessBackend:
             extra["exception"] = answer.traceback
         logger.warning("inputs failed", extra=extra)
 
-    def _send_early(self, batch: frames.Run, payload: Sequence[bytes] = ()) -> tuple[Worker, Reply] | None:
+    def _send_early(self, batch: frames.Run, items: Sequence[Item] = ()) -> tuple[Worker, Reply] | None:
         """Let the worker have a batch before its turn, behind one other at most."""
         if (worker := self._current()) is None:
             return None
         is_careful = time.monotonic() < self._careful_until
         if worker.unanswered > (0 if is_careful else 1):
             return None
-        return worker, self._send(worker, batch, payload)
+        return worker, self._send(worker, batch, items)
 
-    def _send(self, worker: Worker, batch: frames.Run, payload: Sequence[bytes] = ()) -> Reply:
-        reply = worker.tell(batch, payload)
-        if batch.memory is not None:
+    def _send(self, worker: Worker, batch: frames.Run, items: Sequence[Item] = ()) -> Reply:
+        reply = worker.tell(batch, items if batch.memory is None else ())
+        if batch.memory == self._of_intake:
+            reply.add_done_callback(partial(_forget, items))
+        elif batch.memory is not None:
             self._last_uses[batch.memory] = reply
         return reply
 
@@ -361,7 +376,7 @@ class ProcessBackend:
         return asyncio.get_running_loop().call_later(self._batch_timeout, end)
 
     @asynccontextmanager
-    async def _brought(self, items: Sequence[bytes]) -> AsyncIterator[int]:
+    async def _brought(self, items: Sequence[Item]) -> AsyncIterator[int]:
         """The memory in which the worker finds a batch."""
         memory = await self._free_memories.get()
         writing = asyncio.ensure_future(asyncio.to_thread(self._memories[memory].write, items))
@@ -394,7 +409,7 @@ class ProcessBackend:
             raise Unavailable("no worker process", "it is being replaced; try again") from None
 
     async def _new_worker(self) -> Worker:
-        spawning = asyncio.create_task(Worker.spawn(self._memories))
+        spawning = asyncio.create_task(Worker.spawn((*self._memories, self._intake.memory)))
         try:
             worker = await asyncio.shield(spawning)
             await self._have_it_load(worker)
@@ -518,6 +533,10 @@ def _in_words(status: int) -> str:
         return f"exit status {status}"
     known = {each.value: each.name for each in signal.Signals}
     return f"signal {known.get(-status, -status)}"
+
+
+def _forget(items: Sequence[Item], _: Reply) -> None:
+    """The worker has read them. Until then this is who has them, where the callers have gone."""
 
 
 def _results(reply: frames.FromChild, number: int) -> list[Any]:
