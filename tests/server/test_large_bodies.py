@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
@@ -16,11 +15,10 @@ from hypothesis import strategies as st
 
 from carpool.backends.process import shared
 from carpool.backends.process.shared import Intake
-from carpool.core.replica import Capacity
 from carpool.wire import payload
 from tests.server.in_process import Echo, lane
 from tests.server.raw import post, post_chunked
-from tests.server.test_fast_lane import LOOPS, read_reply, run, turns_until
+from tests.server.test_fast_lane import LOOPS, read_reply, run, run_without_collector, turns_until
 from tests.support.clients import hang_up
 
 MOST = 4 * shared.LEAST
@@ -34,7 +32,6 @@ class Sums(Echo):
 
     def __init__(self, intake: Intake) -> None:
         super().__init__()
-        self.capacity = Capacity()
         self._intake = intake
 
     async def run(self, items: Sequence[Any], group: Hashable = None) -> Sequence[Any]:
@@ -147,12 +144,7 @@ def test_who_hangs_up_within_a_body_leaves_nothing_behind(
             await turns_until(lambda: connection() is None)
             await turns_until(lambda: whole(intake))
 
-    gc.collect()
-    gc.disable()
-    try:
-        run(main(), new_loop)
-    finally:
-        gc.enable()
+    run_without_collector(main(), new_loop)
 
 
 @LOOPS
