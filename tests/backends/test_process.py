@@ -165,6 +165,28 @@ def test_the_worker_has_one_batch_beside_the_one_it_runs_and_no_more() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("ours", "its"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_worker_gets_huge_pages_unless_somebody_says_otherwise(
+    ours: str, its: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else the C library is told stays as it is."""
+    monkeypatch.setenv("GLIBC_TUNABLES", ours)
+
+    async def main() -> None:
+        async with toy() as backend:
+            (answer,) = await backend.run([b'"tunables"'])
+            assert json.loads(answer) == its
+
+    run(main())
+
+
 def test_a_worker_that_dies_fails_its_batch_and_is_replaced() -> None:
     """Its callers get an error at once, the next batch waits for the new worker."""
 

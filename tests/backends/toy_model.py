@@ -58,6 +58,8 @@ class Toy:
             return [str(self.started.pid).encode()]
         if "end" in items:
             return [json.dumps(_ended()).encode()]
+        if "tunables" in items:
+            return [json.dumps(os.environ.get("GLIBC_TUNABLES")).encode()]
         if "faults" in items:
             return [json.dumps([_faults() for _ in range(3)]).encode()]
         if "grow" in items:

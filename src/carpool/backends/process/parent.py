@@ -39,6 +39,7 @@ from carpool.errors import (
     Unavailable,
     Unsupported,
 )
+from carpool.memory import with_huge_pages
 from carpool.wire.base import Item
 from carpool.wire.call import Call, Vector
 
@@ -94,6 +95,7 @@ class Worker:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
                     pass_fds=passed,
+                    env=with_huge_pages(os.environ),
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,  # so that it can be ended with what it has started
                 )
