@@ -76,6 +76,7 @@ def test_answers_that_are_not_finite_are_found(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         f"carpool: alone: the answer to input {place} has NaN or infinity in it" for place in (1, 2)
     ]
+    assert result.stdout.splitlines()[0].split() == ["engine", "python"]
     assert "S(b) = " in result.stdout
     vectors = invoke("own_models:Divided", *inputs(tmp_path, '""', '"ab"'))
     assert vectors.exit_code == 1

@@ -59,9 +59,13 @@ class Company:
 
 @dataclass(slots=True)
 class Report:
-    """What was found, by the inputs' places. `times` are the seconds of a batch by its size."""
+    """What was found, by the inputs' places.
+
+    `engine` is what ran the model, `times` are the seconds of a batch by its size.
+    """
 
     tolerance: float
+    engine: str = ""
     companies: list[Company] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     not_finite: list[int] = field(default_factory=list)
@@ -80,6 +84,7 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The report as a person reads it."""
+        yield f"{'engine':<32} {self.engine}"
         for place, reason in self.refused.items():
             yield f"input {place} is refused when it is alone, and was left out: {reason}"
         yield f"{'in company':<32} largest difference (allowed: {self.tolerance:g})"
@@ -114,7 +119,7 @@ def check(
         except SystemExit as error:  # which would end the check, too, and without a word
             raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
-    report = Report(tolerance)
+    report = Report(tolerance, info["engine"])
     compare(run, inputs, sizes, report)
     strictly = partial(run, call=_FINITE if call is INFER else call)
     alone = [_alone(strictly, item) for item in inputs]

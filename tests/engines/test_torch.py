@@ -23,7 +23,8 @@ from carpool.wire.call import INFER
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and transformers deprecate their own parts
 
-from carpool.engines import converted, torch_files, vision  # noqa: E402 (only where there is a torch)
+from carpool.engines import torch_files, vision  # noqa: E402 (only where there is a torch)
+from carpool.engines.agreement import difference  # noqa: E402
 from carpool.engines.torch import TorchNetwork  # noqa: E402
 from tests.engines import tiny_torch  # noqa: E402
 
@@ -114,6 +115,28 @@ def test_bf16_is_near(tmp_path: Path) -> None:
     assert np.abs(given - wanted).max() > 1e-6
 
 
+@pytest.mark.parametrize("kind", [tiny_torch.Tiny, tiny_torch.Viewing, tiny_torch.Layout])
+def test_convolutions_have_their_channels_last_where_nothing_else_changes(kind: type) -> None:
+    """A module that cannot, or that would give something else, stays as it is."""
+    network = kind().eval()
+    model = torch_files.from_module(network, tiny_torch.SHAPE, "tiny")
+    is_last = network.convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert is_last == (kind is tiny_torch.Tiny) == ("channels last" in str(model.info["engine"]))
+    assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(kind()), abs=1e-5)
+    assert np.array(infer(model, INPUTS[0])) == pytest.approx(expected(kind())[:1], abs=1e-5)
+
+
+def test_a_script_and_an_exported_program_have_them_last_too(tmp_path: Path) -> None:
+    """As what says its shape."""
+    exported = torch_files.load(tiny_torch.export(tiny_torch.Tiny(), tmp_path / "tiny.pt2"))
+    path = tiny_torch.script(tiny_torch.Tiny(), tmp_path / "tiny.pt")
+    for model in (exported, torch_files.load(path, shape="3,4,4")):
+        assert "channels last" in str(model.info["engine"])
+        assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
+    for shape in ("", "3,any,4"):
+        assert "channels last" not in str(torch_files.load(path, shape=shape).info["engine"])
+
+
 def test_compiled_networks_see_few_batch_sizes() -> None:
     """Powers of 2, filled up with zeros that nobody gets."""
     seen: set[int] = set()
@@ -199,10 +222,10 @@ def test_what_cannot_be_converted_or_run_is_said() -> None:
 def test_differences_are_parts_of_the_expected_length() -> None:
     """Other shapes and other numbers of outputs are infinitely far."""
     one = np.array([3.0, 4.0])
-    assert converted.difference(one, np.array([3.0, 4.5])) == pytest.approx(0.1)
-    assert converted.difference({"a": one, "b": one}, [one, one]) == 0
-    assert converted.difference(one, [one, one]) == float("inf")
-    assert converted.difference(one, one[:1]) == float("inf")
+    assert difference(one, np.array([3.0, 4.5])) == pytest.approx(0.1)
+    assert difference({"a": one, "b": one}, [one, one]) == 0
+    assert difference(one, [one, one]) == float("inf")
+    assert difference(one, one[:1]) == float("inf")
 
 
 def test_resnet18_without_weights_is_served_from_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

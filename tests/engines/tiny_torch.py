@@ -34,6 +34,20 @@ class Frozen(Tiny):
         return super().forward(pictures) * float(len(pictures))
 
 
+class Viewing(Tiny):
+    """One that takes a view of what its convolution gives, which it cannot where channels are last."""
+
+    def forward(self, pictures: Any) -> Any:
+        return self.head(torch.relu(self.convolution(pictures)).view(len(pictures), -1))
+
+
+class Layout(Tiny):
+    """One whose output depends on how its convolution's weights lie in memory, as none should."""
+
+    def forward(self, pictures: Any) -> Any:
+        return super().forward(pictures) * (1.0 if self.convolution.weight.is_contiguous() else 2.0)
+
+
 class Lookup(torch.nn.Module):  # type: ignore[misc]  # as above
     """Four whole numbers to the mean of the vectors that a table has for them."""
 

@@ -81,6 +81,8 @@ def from_module(
         from carpool.engines.converted import convert
 
         network = convert(module, network, name)
+    else:
+        network.put_channels_last()
     return serve(TensorModel(network, picture), name, device)
 
 
