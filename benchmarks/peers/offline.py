@@ -2,6 +2,8 @@
 
 python benchmarks/peers/offline.py CASE ENGINE
 
+It is an ordinary process, as a script of the team's would be: the huge pages that a worker gets are not there.
+
 A line is a JSON list: of the times, in seconds from now, at which inputs come that run one by one; where it is
 empty, inputs run as fast as they can.
 """
@@ -65,7 +67,8 @@ def _time(run: Run, item: Any) -> float:
 def pace(run: Run, items: Sequence[Any], due: Sequence[float]) -> dict[str, list[float]]:
     """What inputs take that come when they are due and run one by one, and their latencies, in milliseconds.
 
-    No server can be faster: between two inputs caches cool and threads fall asleep, as they do in one.
+    A server that runs them one by one can hardly be faster: between two inputs caches cool and threads fall
+    asleep, as they do in one.
     """
     takes, latencies, started = [], [], time.perf_counter()
     for moment, item in zip(due, cycle(items), strict=False):
