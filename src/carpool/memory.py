@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from contextlib import suppress
 
 # Parameters of glibc's `mallopt`, as malloc.h numbers them.
@@ -13,21 +12,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _SOME = {_MMAP_THRESHOLD: 32 * 1024**2, _TRIM_THRESHOLD: 64 * 1024**2}
 # No piece is, however large, and as much stays as a C int can say.
 _ALL = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
-
-# Where glibc is told how to allocate, and of that, whether to ask the kernel for huge pages: 1 for yes.
-_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-
-
-def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a program that gets pages of 2 MiB where it allocates much, unless this one says no.
-
-    A model's weights are some ten thousand of the usual pages, and what says where each is has left the CPU's
-    caches whenever nothing ran for a while.
-    """
-    told = [one for one in environment.get(_TUNABLES, "").split(":") if one]
-    if not any(one.startswith(f"{_HUGE_PAGES}=") for one in told):
-        told.append(f"{_HUGE_PAGES}=1")
-    return {**environment, _TUNABLES: ":".join(told)}
 
 
 def keep() -> None:

@@ -165,24 +165,36 @@ def test_the_worker_has_one_batch_beside_the_one_it_runs_and_no_more() -> None:
     run(main())
 
 
+TUNABLES, SPINS, POLICY = "GLIBC_TUNABLES", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+
+
 @pytest.mark.parametrize(
     ("ours", "its"),
     [
-        ("", "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ({}, {TUNABLES: "glibc.malloc.hugetlb=1", SPINS: "50000"}),
+        (
+            {TUNABLES: "glibc.malloc.arena_max=2"},
+            {TUNABLES: "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1", SPINS: "50000"},
+        ),
+        ({TUNABLES: "glibc.malloc.hugetlb=0"}, {TUNABLES: "glibc.malloc.hugetlb=0", SPINS: "50000"}),
+        ({SPINS: "7"}, {TUNABLES: "glibc.malloc.hugetlb=1", SPINS: "7"}),
+        ({POLICY: "active"}, {TUNABLES: "glibc.malloc.hugetlb=1", POLICY: "active"}),
     ],
 )
-def test_a_worker_gets_huge_pages_unless_somebody_says_otherwise(
-    ours: str, its: str, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_gets_huge_pages_and_threads_that_soon_sleep_unless_somebody_says_otherwise(
+    ours: dict[str, str], its: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What else the C library is told stays as it is."""
-    monkeypatch.setenv("GLIBC_TUNABLES", ours)
+    names = (TUNABLES, SPINS, POLICY)
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
 
     async def main() -> None:
         async with toy() as backend:
-            (answer,) = await backend.run([b'"tunables"'])
-            assert json.loads(answer) == its
+            answer, *_ = await backend.run([json.dumps(word).encode() for word in ("environment", *names)])
+            assert json.loads(answer) == {name: its.get(name) for name in names}
 
     run(main())
 

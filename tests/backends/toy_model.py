@@ -58,8 +58,8 @@ class Toy:
             return [str(self.started.pid).encode()]
         if "end" in items:
             return [json.dumps(_ended()).encode()]
-        if "tunables" in items:
-            return [json.dumps(os.environ.get("GLIBC_TUNABLES")).encode()]
+        if "environment" in items:
+            return [json.dumps({name: os.environ.get(name) for name in items[1:]}).encode()] * len(items)
         if "faults" in items:
             return [json.dumps([_faults() for _ in range(3)]).encode()]
         if "grow" in items:

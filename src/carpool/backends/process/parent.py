@@ -22,7 +22,7 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
-from carpool.backends.process import frames, shared
+from carpool.backends.process import environment, frames, shared
 from carpool.backends.process.connection import Connection, Reply, Unreadable
 from carpool.backends.process.placement import ANYWHERE, Place
 from carpool.backends.process.shared import Intake, SharedMemory
@@ -39,7 +39,6 @@ from carpool.errors import (
     Unavailable,
     Unsupported,
 )
-from carpool.memory import with_huge_pages
 from carpool.wire.base import Item
 from carpool.wire.call import Call, Vector
 
@@ -95,7 +94,7 @@ class Worker:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "carpool.backends.process.child", *map(str, passed)),
                     pass_fds=passed,
-                    env=with_huge_pages(os.environ),
+                    env=environment.of_worker(os.environ),
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,  # so that it can be ended with what it has started
                 )
