@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -135,6 +137,54 @@ def test_a_script_and_an_exported_program_have_them_last_too(tmp_path: Path) -> 
         assert np.array(infer(model, *INPUTS)) == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
     for shape in ("", "3,any,4"):
         assert "channels last" not in str(torch_files.load(path, shape=shape).info["engine"])
+
+
+def test_a_lone_picture_is_computed_with_weights_that_are_packed() -> None:
+    """With the outputs it had; what they were not packed for, other sizes or weights, is computed as before."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.ReLU()).eval()
+    plain = copy.deepcopy(network)
+    model = torch_files.from_module(network, (3, 8, 8), "tiny")
+    assert str(model.info["engine"]).endswith("channels last, weights packed")
+    assert "forward" in vars(network[0])
+
+    def same(*shape: int) -> bool:
+        pictures = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            return bool(torch.allclose(network(pictures), plain(pictures), atol=1e-6))
+
+    assert all(same(*shape) for shape in [(1, 3, 8, 8), (2, 3, 8, 8), (1, 3, 9, 5), (3, 8, 8)])
+    network[0].weight = torch.nn.Parameter(network[0].weight * 2)
+    assert not same(1, 3, 8, 8)
+    plain[0].weight = network[0].weight
+    assert same(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        lambda: tiny_torch.Adding(3, 4, 3),
+        lambda: torch.nn.Conv2d(3, 4, 3, padding="same"),
+        lambda: torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 4, 3)),
+        lambda: torch.nn.utils.weight_norm(torch.nn.Conv2d(3, 4, 3)),
+    ],
+)
+def test_convolutions_that_compute_otherwise_are_not_packed(convolution: Callable[[], Any]) -> None:
+    """They may change their weights or what they are given, at each call. The others are."""
+    network = torch.nn.Sequential(convolution(), torch.nn.Conv2d(4, 4, 1)).eval()
+    wanted = expected(network)
+    model = torch_files.from_module(network, tiny_torch.SHAPE, "tiny")
+    assert ["forward" in vars(each) for each in network] == [False, True]
+    assert np.array(infer(model, INPUTS[0])) == pytest.approx(wanted[:1], abs=1e-5)
+
+
+def test_weights_are_not_packed_where_that_changes_anything() -> None:
+    """As the outputs, or the precision."""
+    guarded = torch_files.from_module(tiny_torch.Guarded().eval(), tiny_torch.SHAPE, "tiny")
+    bf16 = torch_files.from_module(tiny_torch.Tiny().eval(), tiny_torch.SHAPE, "tiny", bf16=True)
+    for model in (guarded, bf16):
+        assert str(model.info["engine"]).endswith("channels last")
+    assert np.array(infer(guarded, INPUTS[0])) == pytest.approx(expected(tiny_torch.Tiny())[:1], abs=1e-5)
 
 
 def test_compiled_networks_see_few_batch_sizes() -> None:

@@ -48,6 +48,20 @@ class Layout(Tiny):
         return super().forward(pictures) * (1.0 if self.convolution.weight.is_contiguous() else 2.0)
 
 
+class Guarded(Tiny):
+    """One whose output depends on who computes its convolution, as none should."""
+
+    def forward(self, pictures: Any) -> Any:
+        return super().forward(pictures) * (2.0 if "forward" in vars(self.convolution) else 1.0)
+
+
+class Adding(torch.nn.Conv2d):  # type: ignore[misc]  # as above
+    """A convolution that computes something else."""
+
+    def forward(self, pictures: Any) -> Any:
+        return super().forward(pictures) + 1
+
+
 class Lookup(torch.nn.Module):  # type: ignore[misc]  # as above
     """Four whole numbers to the mean of the vectors that a table has for them."""
 

@@ -82,7 +82,7 @@ def from_module(
 
         network = convert(module, network, name)
     else:
-        network.put_channels_last()
+        network.lay_out_convolutions()
     return serve(TensorModel(network, picture), name, device)
 
 
