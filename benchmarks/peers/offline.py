@@ -1,8 +1,9 @@
 """What carpool's engine does without any server, in a process of its own, measured for every line it reads.
 
-python benchmarks/peers/offline.py CASE ENGINE
+python benchmarks/peers/offline.py CASE ENGINE [OPTIONS]
 
 It is an ordinary process, as a script of the team's would be: the huge pages that a worker gets are not there.
+OPTIONS stand behind the SPEC of the case: `&pack=false` for torch's ResNet as it is without carpool's weights.
 
 A line is a JSON list: of the times, in seconds from now, at which inputs come that run one by one; where it is
 empty, inputs run as fast as they can.
@@ -32,9 +33,9 @@ ALONE = 160  # texts that run one by one: about as many as a light load sends
 Run = Callable[[Sequence[Any]], Sequence[bytes | Exception]]
 
 
-def load(case: Case, engine: str) -> tuple[Run, list[Any]]:
+def load(case: Case, engine: str, options: str = "") -> tuple[Run, list[Any]]:
     """What the worker runs, and what it gets: texts, or bodies that it reads first."""
-    local = spec.resolve(case.spec, engine)
+    local = spec.resolve(case.spec + options, engine)
     model: Any = child.load(local.loader, local.arguments)
     if local.takes == "text":
         return model.run, [json.loads(one.body)["input"] for one in case.questions(case.dialect)]
@@ -88,8 +89,8 @@ def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
 
 def main() -> None:
     """Measure whenever asked to."""
-    name, engine = sys.argv[1:]
-    run, items = load(CASES[name], engine)
+    name, *how = sys.argv[1:]
+    run, items = load(CASES[name], *how)
     measure(run, items[:WINDOW])  # nothing is to be done for the first time
     for line in sys.stdin:
         due = json.loads(line)

@@ -92,7 +92,7 @@ class Report:
 class Offline:
     """What an engine does without any server, in a process of its own that only works while it is asked."""
 
-    def __init__(self, peer: Peer, case: Case, stack: ExitStack) -> None:
+    def __init__(self, peer: Peer, case: Case, stack: ExitStack, options: str = "") -> None:
         script = ROOT / "benchmarks" / "peers" / "offline.py"
         self._process = stack.enter_context(
             subprocess.Popen(
@@ -101,6 +101,7 @@ class Offline:
                     script,
                     case.name,
                     ENGINES[peer.name] if peer.environment else "auto",
+                    options,
                 ],
                 env=os.environ | {"PYTHONPATH": PATHS},
                 stdin=subprocess.PIPE,
@@ -185,9 +186,9 @@ def compare(case: Case, only: Sequence[str], report: Report) -> None:
     """All loads, and the bars."""
     with ExitStack() as stack:
         servers = start_all(case, only, stack, report)
-        offline = start_offline(case, servers, stack)
+        offline, packed = start_offline(case, servers, stack)
         plan = Plan(case.seconds, 0.0, patience=case.patience)
-        engines = [*offline.values()]
+        engines = [*offline.values(), *packed.values()]
         users = [replace(plan, users=USERS)] * case.rounds
         closed = alternate(case, servers, users, [engine.run for engine in engines])
         show(report, f"{USERS} users", closed, closed)
@@ -204,18 +205,28 @@ def compare(case: Case, only: Sequence[str], report: Report) -> None:
             if case.model == "minilm":
                 judge_offline(closed[name], engine, report)
             judge_light_load(name, loops[0][name], engine, report)
+            if name in packed:
+                say_packed(name, packed[name], report)
         if case.model == "resnet18":
             ours = [server for server in servers if server.name in ENGINES]
             judge_crowd(alternate(case, ours, [CROWD]), report)
 
 
-def start_offline(case: Case, servers: Sequence[Server], stack: ExitStack) -> dict[str, Offline]:
-    """An engine for each carpool, where there is one that takes time."""
+def start_offline(
+    case: Case, servers: Sequence[Server], stack: ExitStack
+) -> tuple[dict[str, Offline], dict[str, Offline]]:
+    """An engine for each carpool, where there is one that takes time; and torch's with the weights it packs.
+
+    A bar is a multiple of the model's own time, so it is not lower for what carpool makes faster.
+    """
     if case.model == "noop":
-        return {}
+        return {}, {}
     running = {server.name for server in servers}
     ours = [peer for peer in peers(case) if peer.name in ENGINES and peer.name in running]
-    return {peer.name: Offline(peer, case, stack) for peer in ours}
+    if case.model != "resnet18":
+        return {peer.name: Offline(peer, case, stack) for peer in ours}, {}
+    own = {peer.name: Offline(peer, case, stack, "&pack=false") for peer in ours}
+    return own, {peer.name: Offline(peer, case, stack) for peer in ours if ENGINES[peer.name] == "torch"}
 
 
 def open_loops(plan: Plan, rate: float, rounds: int) -> list[Plan]:
@@ -280,6 +291,16 @@ def judge_light_load(name: str, light: Rounds, engine: Offline, report: Report) 
     report.say(f"- The same inputs at the same times, one by one on the engine alone: p50 {least:.2f} ms")
     p50 = light.median(lambda one: one.p50_ms)
     report.judge(f"p50 of {name} at 10 % load, ms", p50, BAR_P50 * alone + ADDED_MS, most=True)
+
+
+def say_packed(name: str, engine: Offline, report: Report) -> None:
+    """What the bar would be, were it a multiple of what the engine takes as carpool changes it."""
+    alone = engine.paced("alone_ms")
+    allowed = BAR_P50 * alone + ADDED_MS
+    report.say(
+        f"- Of {name}, with the weights packed: {alone:.2f} ms alone with this load's pauses, from which "
+        f"{allowed:.2f} would follow; no bar"
+    )
 
 
 def judge_crowd(crowd: Mapping[str, Rounds], report: Report) -> None:

@@ -179,10 +179,16 @@ def test_convolutions_that_compute_otherwise_are_not_packed(convolution: Callabl
 
 
 def test_weights_are_not_packed_where_that_changes_anything() -> None:
-    """As the outputs, or the precision."""
+    """As the outputs, or the precision; or where it is not wanted."""
     guarded = torch_files.from_module(tiny_torch.Guarded().eval(), tiny_torch.SHAPE, "tiny")
-    bf16 = torch_files.from_module(tiny_torch.Tiny().eval(), tiny_torch.SHAPE, "tiny", bf16=True)
-    for model in (guarded, bf16):
+    options = [
+        torch_files.network_options("cpu", bf16="true"),
+        torch_files.network_options("cpu", pack="false"),
+    ]
+    others = [
+        torch_files.from_module(tiny_torch.Tiny().eval(), tiny_torch.SHAPE, "", **each) for each in options
+    ]
+    for model in (guarded, *others):
         assert str(model.info["engine"]).endswith("channels last")
     assert np.array(infer(guarded, INPUTS[0])) == pytest.approx(expected(tiny_torch.Tiny())[:1], abs=1e-5)
 
@@ -213,11 +219,11 @@ def test_batches_are_staged_before_others_are_run(compiler: str) -> None:
     assert outputs == pytest.approx(expected(tiny_torch.Tiny()), abs=1e-5)
 
 
-@pytest.mark.parametrize(("bf16", "compiler"), [("maybe", ""), ("", "gcc")])
-def test_options_that_are_not_known_are_refused(bf16: str, compiler: str) -> None:
+@pytest.mark.parametrize("option", [{"bf16": "maybe"}, {"compile": "gcc"}, {"pack": "maybe"}])
+def test_options_that_are_not_known_are_refused(option: dict[str, str]) -> None:
     """With what is."""
-    with pytest.raises(ModelError, match="is not known"):
-        torch_files.network_options("cpu", bf16, compiler)
+    with pytest.raises(ModelError, match="is not known: allowed"):
+        torch_files.network_options("cpu", **option)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])

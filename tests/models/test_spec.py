@@ -68,7 +68,11 @@ def test_classifiers_of_torchvision_have_names(spec: str, arguments: dict[str, s
 
 @pytest.mark.parametrize(
     ("spec", "allowed"),
-    [("resnet18?size=3", "bf16, compile, weights"), ("minilm?x=1", "none"), ("a.b:c?weights=none", "none")],
+    [
+        ("resnet18?size=3", "bf16, compile, weights, pack"),
+        ("minilm?x=1", "none"),
+        ("a.b:c?weights=none", "none"),
+    ],
 )
 def test_options_that_a_spec_does_not_have_are_refused(spec: str, allowed: str) -> None:
     """With those that it has."""

@@ -29,11 +29,11 @@ def has_convolutions(module: Any) -> bool:
     return is_module and any(weight.dim() == 4 for weight in module.parameters())
 
 
-def lay_out(module: Any, run: Callable[[Array], Any], inputs: Array, can_pack: bool) -> list[str]:
+def lay_out(module: Any, run: Callable[[Array], Any], inputs: Array, packs: bool) -> list[str]:
     """Change how the convolutions of a module on the CPU lie in memory; what was done, in a few words each.
 
-    `run` gives the module's outputs for a batch, and `inputs` are one, of more than one row. Weights can be
-    packed where float32 is what it computes in.
+    `run` gives the module's outputs for a batch, and `inputs` are one, of more than one row. Weights are
+    packed where that is wanted, which they can be where float32 is what the module computes in.
     """
     batches = (inputs, inputs[:1])
     try:
@@ -52,7 +52,7 @@ def lay_out(module: Any, run: Callable[[Array], Any], inputs: Array, can_pack: b
     if not is_same():
         module.to(memory_format=torch.contiguous_format)
         return []
-    packed = _packed(module, run, inputs) if can_pack else {}
+    packed = _packed(module, run, inputs) if packs else {}
     for convolution, forward in packed.items():
         convolution.forward = forward
     if packed and is_same():

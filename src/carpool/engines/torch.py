@@ -43,12 +43,14 @@ class TorchNetwork:
         dtype: str = "float32",
         bf16: bool = False,
         compiler: str = "",
+        packs: bool = True,
     ) -> None:
         self.engine = f"torch {torch.__version__}"
         self.shape = shape
         self.dtype = dtype
         self._device = torch.device(device)
         self._bf16 = bf16
+        self._packs = packs and not bf16
         self._is_compiled = bool(compiler)
         self.warm = _COMPILED_SIZES if compiler else (2, 1)
         if isinstance(module, torch.nn.Module):
@@ -82,7 +84,7 @@ class TorchNetwork:
             return
         if has_convolutions(self._module):
             inputs = random_inputs([size or 1 for size in self.shape], self.dtype)
-            done = lay_out(self._module, self.run, inputs, can_pack=not self._bf16)
+            done = lay_out(self._module, self.run, inputs, self._packs)
             self.engine = ", ".join([self.engine, *done])
 
     def _precision(self) -> AbstractContextManager[Any]:

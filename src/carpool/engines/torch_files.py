@@ -90,17 +90,20 @@ def network_options(
     device: str,
     bf16: str = "",
     compile: str = "",  # noqa: A002 (as the option of the SPEC is called)
+    pack: str = "true",
 ) -> dict[str, Any]:
     """What a SPEC's options mean for `TorchNetwork`; `compile` is "true" or a backend of `torch.compile`."""
-    if bf16.lower() not in _TRUTHS:
-        raise ModelError(f"bf16={bf16} is not known", "allowed: true, false")
+    for option, value in (("bf16", bf16), ("pack", pack)):
+        if value.lower() not in _TRUTHS:
+            raise ModelError(f"{option}={value} is not known", "allowed: true, false")
     is_truth = compile.lower() in _TRUTHS
     backend = ("inductor" if _TRUTHS[compile.lower()] else "") if is_truth else compile
     if backend and backend not in torch._dynamo.list_backends(None):
         allowed = ", ".join(("true", "false", *torch._dynamo.list_backends(None)))
         raise ModelError(f"compile={compile} is not known", f"allowed: {allowed}")
     _check_device(device)
-    return {"device": device, "bf16": _TRUTHS[bf16.lower()], "compiler": backend}
+    truths = {"bf16": _TRUTHS[bf16.lower()], "packs": _TRUTHS[pack.lower()]}
+    return {"device": device, "compiler": backend} | truths
 
 
 def _check_device(device: str) -> None:

@@ -66,7 +66,7 @@ def resolve(spec: str, engine: str = "auto", progress: pull.Progress = lambda do
         _only(spec, options, allowed)
         return LocalModel(loader, {"path": str(path.resolve()), "engine": engine} | options, path.name, "data")
     if (classifier := _CLASSIFIER.fullmatch(name)) is not None:
-        _only(spec, options, (*_TORCH_OPTIONS, "weights"))
+        _only(spec, options, (*_TORCH_OPTIONS, "weights", "pack"))
         arguments = {"name": classifier[1] or classifier[2], "engine": engine} | options
         return LocalModel(_VISION, arguments, spec, "data")
     if _TARGET.fullmatch(name):
